@@ -1,0 +1,4 @@
+//! Apply: the plan, its carrying out, its undo.
+
+pub mod action;
+pub mod plan;

@@ -1,0 +1,1 @@
+//! Data about K3s releases that code must not guess.

@@ -1,0 +1,3 @@
+//! Track: which releases there are.
+
+pub mod catalog;
