@@ -72,8 +72,7 @@ impl<T, E: std::fmt::Display> From<Result<T, E>> for Fact<T> {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Serialize)]
 struct Unknown {
     unknown: String,
 }
@@ -90,8 +89,10 @@ impl<T: Serialize> Serialize for Fact<T> {
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Fact<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
-        if let Ok(Unknown { unknown }) = Unknown::deserialize(&value) {
-            return Ok(Self::Unknown(unknown));
+        // Not by deriving: a struct is also read from a list of its fields, and `["s1"]` is a fact.
+        let reason = value.as_object().filter(|fields| fields.len() == 1).and_then(|fields| fields.get("unknown"));
+        if let Some(why) = reason.and_then(serde_json::Value::as_str) {
+            return Ok(Self::Unknown(why.to_owned()));
         }
         serde_json::from_value(value).map(Self::Known).map_err(D::Error::custom)
     }
@@ -111,5 +112,12 @@ mod tests {
             let text = serde_json::to_string(&fact).expect("json");
             assert_eq!(serde_json::from_str::<Fact<u32>>(&text).expect("fact"), fact);
         }
+    }
+
+    #[test]
+    fn a_list_of_one_text_is_known() {
+        let fact = Fact::Known(vec!["s1".to_owned()]);
+        let text = serde_json::to_string(&fact).expect("json");
+        assert_eq!(serde_json::from_str::<Fact<Vec<String>>>(&text).expect("fact"), fact);
     }
 }

@@ -65,7 +65,28 @@ name!(
     ActionId
 );
 
+impl RolloutId {
+    /// What a rollout has in common with those that adopted it: `r7` of `r7` and of `r7.2`. Marks on nodes are
+    /// compared by it, so that who adopts a rollout finds and lifts its cordons.
+    pub fn family(&self) -> &str {
+        self.0.split('.').next().unwrap_or(&self.0)
+    }
+
+    /// The id of the rollout that takes over from this one without having its log.
+    #[must_use]
+    pub fn adopted(&self) -> Self {
+        let next = self.0.split_once('.').and_then(|(_, n)| n.parse::<u32>().ok()).map_or(2, |n| n.saturating_add(1));
+        Self(format!("{}.{next}", self.family()))
+    }
+}
+
 impl ActionId {
+    /// One of the orders to nodes that an action consists of.
+    #[must_use]
+    pub fn part(&self, name: &str) -> Self {
+        Self(format!("{}-{name}", self.0))
+    }
+
     pub fn of(rollout: &RolloutId, number: u32) -> Self {
         Self(format!("{rollout}-{number}"))
     }

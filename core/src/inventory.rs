@@ -467,6 +467,8 @@ pub struct HostFacts {
     pub token: Fact<Option<Digest>>,
     /// `None` on an agent and on a server without embedded etcd.
     pub etcd: Option<Fact<EtcdLocal>>,
+    /// The etcd membership as this member lists it; `None` like `etcd`.
+    pub etcd_members: Option<Fact<Vec<EtcdMember>>>,
     /// `None` on an agent and with another datastore.
     pub sqlite: Option<Fact<SqliteFiles>>,
     /// `None` on an agent.
@@ -640,6 +642,35 @@ pub enum RecordState {
 
 impl Inventory {
     pub const SCHEMA: u32 = 1;
+
+    /// What is known while the API is away: the nodes and what their hosts say.
+    pub fn of_hosts(cluster: ClusterName, uid: ClusterUid, nodes: Vec<Node>, taken: Timestamp) -> Self {
+        fn away<T>() -> Fact<T> {
+            Fact::unknown("the API did not answer")
+        }
+        Self {
+            schema: Self::SCHEMA,
+            cluster,
+            uid: Fact::Known(uid),
+            taken,
+            datastore: away(),
+            nodes,
+            workload: Workload { controllers: away(), pods: away(), budgets: away(), services: away() },
+            surroundings: Surroundings {
+                webhooks: away(),
+                broken_api_services: away(),
+                packaged: away(),
+                helm_releases: away(),
+                storage: away(),
+                managers: away(),
+                newest_snapshot: away(),
+                lease: away(),
+                storage_size: away(),
+            },
+            contradictions: Vec::new(),
+            unknown: Vec::new(),
+        }
+    }
 
     pub fn node(&self, name: &NodeName) -> Option<&Node> {
         self.nodes.iter().find(|n| n.name == *name)

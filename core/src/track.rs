@@ -1,3 +1,4 @@
-//! Track: which releases there are.
+//! Track: which releases there are, and which of them a cluster goes through.
 
 pub mod catalog;
+pub mod resolve;

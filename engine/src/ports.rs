@@ -40,6 +40,12 @@ pub trait Api: Send + Sync {
     /// Only if nothing could be had: no server answered, or the credentials were refused by all.
     async fn facts(&self) -> Result<ApiFacts, ApiError>;
 
+    /// The cluster's uid: that of the namespace `kube-system`.
+    async fn uid(&self) -> Result<ClusterUid, ApiError>;
+
+    /// The datastore's revision, by a read that a quorum confirms: the `resourceVersion` of a list.
+    async fn revision(&self) -> Result<u64, ApiError>;
+
     /// The Node objects only.
     async fn nodes(&self) -> Result<Vec<ApiNode>, ApiError>;
 
@@ -54,7 +60,8 @@ pub trait Api: Send + Sync {
     /// A node that somebody else cordoned keeps that cordon and gets no mark.
     async fn cordon(&self, node: &NodeName, mark: &Mark) -> Result<CordonWas, ApiError>;
 
-    /// Lifts the cordon and removes the mark, in one write, if the mark is this rollout's; else changes nothing.
+    /// Lifts the cordon and removes the mark, in one write, if the mark is of this rollout's family; else
+    /// changes nothing.
     /// Returns whether the node is free of our cordon now.
     async fn uncordon(&self, node: &NodeName, rollout: &RolloutId) -> Result<bool, ApiError>;
 
@@ -349,6 +356,9 @@ pub trait Releases: Send + Sync {
 pub enum ReleaseError {
     #[error("the release source {source_name} could not be reached: {why}")]
     NoWay { source_name: String, why: String },
+    /// It was reached, and refused or said something that cannot be used.
+    #[error("the release source {source_name} gives no usable answer: {why}")]
+    Answered { source_name: String, why: String },
     #[error("{version} does not exist in {source_name}")]
     NoSuchRelease { version: Version, source_name: String },
     #[error("{version} has no {file} in {source_name}")]
@@ -405,7 +415,7 @@ pub enum StoreError {
     Busy { holder: String, since: String },
     #[error("the state in {path} was written by a newer Kadence (state version {theirs}, this one knows {ours})")]
     Newer { path: String, theirs: i64, ours: i64 },
-    #[error("event {number} of {rollout} is there already")]
+    #[error("event {number} of {rollout} is not the next one: somebody else appended, or events are missing")]
     NotNext { rollout: RolloutId, number: u64 },
     #[error("the state in {path} cannot be used: {why}")]
     Broken { path: String, why: String },

@@ -1,1 +1,4 @@
 //! sim
+
+pub mod store;
+pub mod vault;

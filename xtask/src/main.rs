@@ -1,1 +1,194 @@
-fn main() {}
+//! The project's own tasks: `cargo xtask --help`.
+
+mod arrows;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The project's own tasks")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Everything that CI runs, in its order
+    Ci,
+    /// Check that the crates depend on each other as ARCHITECTURE.md says
+    Arrows,
+    /// Write generated files (schema, command line reference); with --check, fail if they are not current
+    Generate {
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run the real engine over the simulated world under random schedules of faults
+    Explore {
+        /// How many schedules
+        #[arg(long, default_value_t = 10_000)]
+        schedules: u64,
+        /// The first seed
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Replay this one seed and print its story
+        #[arg(long)]
+        replay: Option<u64>,
+    },
+    /// Run the end-to-end suite on test hosts
+    E2e {
+        /// Everything, on real K3s
+        #[arg(long)]
+        full: bool,
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Measure, side by side in one run
+    Bench {
+        #[arg(trailing_var_arg = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let root = root()?;
+    match args.task {
+        Task::Ci => ci(&root),
+        Task::Arrows => arrows::check(&root),
+        Task::Generate { check } => generate(&root, check),
+        Task::Explore { schedules, seed, replay } => explore(&root, schedules, seed, replay),
+        Task::E2e { full, filter } => e2e(&root, full, filter.as_deref()),
+        Task::Bench { args } => {
+            release_build(&root)?;
+            let bench = root.join("testbed/bench");
+            run(Command::new(bench).args(args).current_dir(&root))
+        }
+    }
+}
+
+fn root() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map(Path::to_owned).context("xtask lies in the workspace")
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let words: Vec<String> = std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|w| w.to_string_lossy().into_owned())
+        .collect();
+    announce(&words.join(" "));
+    let status = command.status().with_context(|| format!("{} cannot be started", words[0]))?;
+    if !status.success() {
+        bail!("`{}` failed: {status}", words.join(" "));
+    }
+    Ok(())
+}
+
+#[expect(clippy::print_stderr, reason = "a task tells what it does")]
+fn announce(what: &str) {
+    eprintln!("==> {what}");
+}
+
+fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+    run(Command::new(env!("CARGO")).args(args).current_dir(root))
+}
+
+fn release_build(root: &Path) -> Result<()> {
+    cargo(root, &["build", "--release", "--package", "kadence", "--package", "kadence-sim"])
+}
+
+fn ci(root: &Path) -> Result<()> {
+    cargo(root, &["fmt", "--all", "--check"])?;
+    arrows::check(root)?;
+    cargo(root, &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])?;
+    deny(root)?;
+    cargo(root, &["test", "--workspace", "--all-features"])?;
+    generate(root, true)?;
+    explore(root, 10_000, 1, None)?;
+    e2e(root, false, None)
+}
+
+/// Licences, sources and bans; the advisories' database lies on the network, so it is looked at only where it is.
+fn deny(root: &Path) -> Result<()> {
+    let there = Command::new(env!("CARGO")).args(["deny", "--version"]).output().is_ok_and(|o| o.status.success());
+    if !there {
+        cargo(root, &["install", "--locked", "cargo-deny"])?;
+    }
+    cargo(root, &["deny", "--all-features", "check", "bans", "licenses", "sources"])
+}
+
+fn generate(root: &Path, check: bool) -> Result<()> {
+    let output = Command::new(env!("CARGO"))
+        .args(["run", "--quiet", "--package", "kadence", "--", "config", "schema"])
+        .current_dir(root)
+        .output()?;
+    if !output.status.success() {
+        bail!("the schema could not be printed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let file = root.join("docs/kadence.schema.json");
+    let current = std::fs::read(&file).unwrap_or_default();
+    if current == output.stdout {
+        return Ok(());
+    }
+    if check {
+        bail!("{} is not current: cargo xtask generate", file.display());
+    }
+    std::fs::write(&file, output.stdout)?;
+    Ok(())
+}
+
+fn explore(root: &Path, schedules: u64, seed: u64, replay: Option<u64>) -> Result<()> {
+    let (schedules, seed) = (schedules.to_string(), seed.to_string());
+    let mut args = vec!["run", "--release", "--quiet", "--package", "kadence-sim", "--bin", "explore", "--"];
+    let replay = replay.map(|seed| seed.to_string());
+    match &replay {
+        Some(seed) => args.extend(["--replay", seed]),
+        None => args.extend(["--schedules", &schedules, "--seed", &seed]),
+    }
+    cargo(root, &args)
+}
+
+/// Runs the suite on the stand-in, and on real K3s too where a release source is there.
+fn e2e(root: &Path, full: bool, filter: Option<&str>) -> Result<()> {
+    release_build(root)?;
+    run(&mut Command::new(root.join("testbed/install")))?;
+    let releases = std::env::var_os("KADENCE_RELEASES")
+        .map_or_else(|| PathBuf::from("/var/tmp/kadence-releases"), PathBuf::from);
+    let real = releases.join("READY").exists() || std::env::var_os("KADENCE_RELEASES").is_some();
+    let test = |on: &str, extent: &str| -> Result<()> {
+        announce(&format!("END TO END ON {} ({extent})", on.to_uppercase()));
+        let mut command = Command::new(env!("CARGO"));
+        command
+            .args(["test", "--release", "--package", "kadence-testbed", "--test", "e2e", "--"])
+            .args(["--nocapture", "--test-threads", "1"])
+            .env("KADENCE_E2E", on)
+            .env("KADENCE_E2E_EXTENT", extent)
+            .current_dir(root);
+        if let Some(filter) = filter {
+            command.arg(filter);
+        }
+        if on == "real" {
+            command.env("KADENCE_RELEASES", &releases);
+        } else {
+            command.env_remove("KADENCE_RELEASES");
+        }
+        run(&mut command)
+    };
+    if full {
+        if !real {
+            bail!("there is no release source: set KADENCE_RELEASES to a folder with <tag>/k3s");
+        }
+        return test("real", "full");
+    }
+    test("stand-in", "full")?;
+    if real {
+        test("real", "short")
+    } else {
+        announce("NO RELEASE SOURCE: real K3s was not tested (KADENCE_RELEASES names one)");
+        Ok(())
+    }
+}

@@ -9,7 +9,6 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use crate::apply::plan::{BackupMethod, BackupRef, Drain};
-use crate::event::Request;
 use crate::fact::Fact;
 use crate::ident::{ClusterUid, Digest, NodeName};
 use crate::inventory::{Cordon, Role};
@@ -232,8 +231,6 @@ pub struct Glance {
     pub nodes: BTreeMap<NodeName, NodeGlance>,
     /// Ids of the etcd members by etcd's own list; empty with another datastore.
     pub etcd_members: Fact<BTreeSet<String>>,
-    /// Requests of other terminals that are not answered yet.
-    pub requests: Vec<Request>,
 }
 
 /// One node, as the second look found it.

@@ -166,6 +166,19 @@ pub enum DeclaredOutage {
     Restore,
 }
 
+impl DeclaredOutage {
+    /// What it means, for the person who has to consent.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::SingleServer => "the only server restarts: no API for some seconds, pods go on",
+            Self::TwoMembers => "two etcd members: while one restarts the other has no quorum, so no writes",
+            Self::Restore => {
+                "every K3s of the cluster is stopped; pods go on, the API is away until the restore is done"
+            }
+        }
+    }
+}
+
 /// What must still hold before each step. If somebody else changed one of these, the plan does not act.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Preconditions {
@@ -240,6 +253,9 @@ pub struct Seen {
     /// Why this version and why not another.
     pub because: Vec<String>,
     pub expected: Expected,
+    /// Where each node was reached: all that is left to go by while the API is away.
+    #[serde(default)]
+    pub addresses: BTreeMap<NodeName, String>,
 }
 
 /// What carrying the plan out is expected to take.

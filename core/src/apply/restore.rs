@@ -1,0 +1,81 @@
+//! The order of a restore: what a rollout does that brings the datastore back from a backup.
+//!
+//! Every K3s of the cluster is stopped and proven stopped first: old members that still run are a quorum with the same
+//! CA, and would win over the restored one. Then the backup's version is put on all nodes, the datastore is restored
+//! on one server, and the others join it one at a time, each a voter before the next.
+
+use crate::apply::action::{Action, Swap};
+use crate::apply::plan::{BackupMethod, Drain, Plan, Purpose, Step};
+use crate::inventory::Role;
+
+/// The actions in groups: a group begins when the one before is done, the actions of one may run together. Empty if
+/// the plan is no restore.
+pub fn sequence(plan: &Plan) -> Vec<Vec<Action>> {
+    let Purpose::Restore { backup, .. } = &plan.decision.purpose else { return Vec::new() };
+    let steps: Vec<&Step> = plan.decision.hops.iter().flat_map(|h| &h.steps).collect();
+    let of = |role: Role| steps.iter().copied().filter(move |s| s.role == role);
+    let first = match &backup.method {
+        BackupMethod::EtcdSnapshot { server }
+        | BackupMethod::SqliteOnline { server, .. }
+        | BackupMethod::SqliteStopped { server } => Some(server),
+        BackupMethod::Command { .. } => None,
+    };
+    let manner = &plan.decision.manner;
+    let stop = |s: &Step| Action::Stop { node: s.node.clone(), role: s.role };
+    let start = |s: &Step| Action::Start { node: s.node.clone(), role: s.role };
+    let prove = |s: &Step| Action::Prove {
+        node: s.node.clone(),
+        role: s.role,
+        version: s.to.clone(),
+        settle: manner.settle,
+        within: manner.ready_within,
+    };
+    let place = |s: &Step| Action::Place {
+        node: s.node.clone(),
+        swap: Swap {
+            role: s.role,
+            to: s.to.clone(),
+            artifact: s.artifact,
+            expect: s.previous,
+            drain: Drain::CordonOnly,
+            cold_copy: false,
+            back: true,
+        },
+    };
+
+    let mut groups = vec![
+        of(Role::Agent).map(stop).collect(),
+        of(Role::Server).map(stop).collect(),
+        steps.iter().copied().map(place).collect::<Vec<_>>(),
+    ];
+    match (&backup.method, first) {
+        (BackupMethod::Command { .. }, _) | (_, None) => {
+            groups.push(vec![Action::RestoreCommand { command: String::new() }]);
+            for server in of(Role::Server) {
+                groups.push(vec![start(server)]);
+                groups.push(vec![prove(server)]);
+            }
+        }
+        (_, Some(first)) => {
+            groups.push(vec![Action::Reset { node: first.clone(), backup: backup.clone() }]);
+            for server in of(Role::Server).filter(|s| s.node == *first) {
+                groups.push(vec![start(server)]);
+                groups.push(vec![prove(server)]);
+            }
+            for server in of(Role::Server).filter(|s| s.node != *first) {
+                groups.push(vec![Action::SetAside { node: server.node.clone() }]);
+                groups.push(vec![start(server)]);
+                groups.push(vec![prove(server)]);
+            }
+        }
+    }
+    groups.push(of(Role::Agent).map(start).collect());
+    groups.push(of(Role::Agent).map(prove).collect());
+    // Their watches are ahead of the data that came back.
+    groups.push(vec![Action::RestartControllers]);
+    // Marks and cordons in the restored data are those of the time of the snapshot: ours are lifted.
+    groups.push(steps.iter().map(|s| Action::Uncordon { node: s.node.clone() }).collect());
+    groups.push(vec![Action::Validate { hop: 0 }]);
+    groups.retain(|g| !g.is_empty());
+    groups
+}

@@ -1,0 +1,963 @@
+//! How a rollout goes on: a fold of its events, and from that what is wanted next.
+//!
+//! [`Rollout::apply`] takes an event in; [`Rollout::wanted`] says which actions should be under way now, or why none
+//! is. Both are pure: a Kadence that was killed reads the events again and wants the same. An action whose intent is
+//! stored and whose outcome is not is wanted again under the same id.
+//!
+//! The way of a node, with the way back on any failure after its cordon:
+//!
+//! ```text
+//! waiting → looking → cordoning → (draining) → swapping → proving → uncordoning → done
+//!                         └──────────┴────────────┴──────────┘
+//!                                    putting back → proving back → uncordoning → back
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::apply::action::{
+    Action, BackupReceipt, CordonWas, Failure, FailureKind, Glance, Outcome, Proof, Report, Swap,
+};
+use crate::apply::plan::{BackupMethod, DatastoreKind, Drain, Hop, Plan, PlanHash, Purpose, Step, UndoClass};
+use crate::apply::precondition::{self, No, Verdict};
+use crate::event::{Consent, Ending, Event, Hold, HoldCause, OutageMeasured, Recorded, Request};
+use crate::ident::{ActionId, ClusterUid, Digest, NodeName, RolloutId};
+use crate::inventory::Role;
+use crate::validate::baseline::{Baseline, Regression};
+use crate::validate::finding::{Finding, Verdict as Judged};
+use crate::version::Version;
+
+/// A rollout, rollback or restore as its events tell it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rollout {
+    pub id: RolloutId,
+    pub cluster: ClusterUid,
+    pub plan: Plan,
+    pub plan_hash: PlanHash,
+    pub consent: Consent,
+    pub started: Timestamp,
+    /// Of the last event.
+    pub number: u64,
+    pub at: Timestamp,
+    pub turn: u64,
+    pub hop: usize,
+    pub phase: Phase,
+    /// The nodes of the present hop.
+    pub nodes: BTreeMap<NodeName, NodeProgress>,
+    /// The version each node of the plan was last brought to by this rollout.
+    pub versions: BTreeMap<NodeName, Version>,
+    /// Cold copies of SQLite's files, by server: made at the stop, before the new version's first start.
+    pub cold_copies: BTreeMap<NodeName, String>,
+    pub baseline: Option<Baseline>,
+    /// One a hop.
+    pub backups: Vec<BackupReceipt>,
+    pub findings: Vec<Finding>,
+    pub regressions: Vec<Regression>,
+    /// The first failure: what the rollout stops for.
+    pub trouble: Option<Trouble>,
+    pub asked: Option<Request>,
+    pub hold: Option<Hold>,
+    pub ended: Option<(Ending, Option<OutageMeasured>)>,
+    actions: u32,
+    open: BTreeMap<ActionId, Open>,
+    restore: Vec<Vec<(Action, bool)>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Open {
+    action: Action,
+    /// Tried, and nobody could tell what came of it.
+    unknown: Option<String>,
+}
+
+/// Where in its present hop the rollout is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Checking,
+    /// Staging on every node and backing up, at the same time.
+    Preparing,
+    Rolling,
+    /// A restore's own sequence.
+    Restoring,
+    Validating,
+    /// Comparing with the baseline after a failure was undone.
+    ValidatingBack,
+    Over,
+}
+
+/// What happened to one node in the present hop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeProgress {
+    pub at: At,
+    pub staged: bool,
+    pub cordon: Option<CordonWas>,
+    pub began: Option<Timestamp>,
+    pub ended: Option<Timestamp>,
+    pub proof: Option<Proof>,
+    pub failure: Option<Failure>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum At {
+    Waiting,
+    Looking,
+    Cordoning,
+    Draining,
+    Swapping,
+    Proving,
+    Uncordoning,
+    Done,
+    /// The drain was blocked: the cordon is lifted, then the rollout holds.
+    GivingUp,
+    PuttingBack,
+    ProvingBack,
+    UncordoningBack,
+    /// On the version it had, proven healthy.
+    Back,
+    /// Neither here nor there: a person is needed. Its cordon stays.
+    Stuck,
+}
+
+impl At {
+    /// Whether the node is in our hands.
+    pub fn in_hand(self) -> bool {
+        !matches!(self, Self::Waiting | Self::Looking | Self::Done | Self::Back | Self::Stuck)
+    }
+}
+
+/// The failure a rollout stops for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub node: Option<NodeName>,
+    pub what: String,
+    pub because: String,
+    pub next: String,
+}
+
+/// What should happen now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// These actions should be under way. Some may be already.
+    Actions(Vec<(ActionId, Action)>),
+    /// Nothing goes on until somebody resumes.
+    Hold(Hold),
+    End(Ending),
+    /// It has ended.
+    Nothing,
+}
+
+/// Why a log cannot be read as a rollout.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    #[error("the log is empty")]
+    Empty,
+    #[error("the log begins with event {0}, not with the first one")]
+    NoStart(u64),
+    #[error("event {found} follows event {after}")]
+    Gap { after: u64, found: u64 },
+    #[error("event {0} has shape {1}, which a newer Kadence wrote")]
+    Newer(u64, u32),
+}
+
+impl Rollout {
+    /// Reads a whole log.
+    ///
+    /// # Errors
+    /// If it is not the gapless log of one rollout.
+    pub fn read(events: &[Recorded]) -> Result<Self, LogError> {
+        let (first, rest) = events.split_first().ok_or(LogError::Empty)?;
+        let mut rollout = Self::start(first)?;
+        rest.iter().try_for_each(|event| rollout.apply(event))?;
+        Ok(rollout)
+    }
+
+    /// A rollout as its first event tells it.
+    ///
+    /// # Errors
+    /// If it is not a first event.
+    pub fn start(first: &Recorded) -> Result<Self, LogError> {
+        let Event::Started { cluster, plan_hash, plan, consent } = &first.event else {
+            return Err(LogError::NoStart(first.number));
+        };
+        if first.number != 1 {
+            return Err(LogError::NoStart(first.number));
+        }
+        if first.schema > Recorded::SCHEMA {
+            return Err(LogError::Newer(first.number, first.schema));
+        }
+        let mut rollout = Self {
+            id: first.rollout.clone(),
+            cluster: cluster.clone(),
+            plan: (**plan).clone(),
+            plan_hash: *plan_hash,
+            consent: consent.clone(),
+            started: first.at,
+            number: 1,
+            at: first.at,
+            turn: 0,
+            hop: 0,
+            phase: Phase::Checking,
+            nodes: BTreeMap::new(),
+            versions: BTreeMap::new(),
+            cold_copies: BTreeMap::new(),
+            baseline: None,
+            backups: Vec::new(),
+            findings: Vec::new(),
+            regressions: Vec::new(),
+            trouble: None,
+            asked: None,
+            hold: None,
+            ended: None,
+            actions: 0,
+            open: BTreeMap::new(),
+            restore: Vec::new(),
+        };
+        rollout.begin_hop(0);
+        if let Purpose::Restore { .. } = rollout.plan.decision.purpose {
+            rollout.restore = crate::apply::restore::sequence(&rollout.plan)
+                .into_iter()
+                .map(|group| group.into_iter().map(|action| (action, false)).collect())
+                .collect();
+            rollout.phase = Phase::Restoring;
+        }
+        Ok(rollout)
+    }
+
+    fn begin_hop(&mut self, hop: usize) {
+        self.hop = hop;
+        self.phase = Phase::Checking;
+        let waiting = NodeProgress {
+            at: At::Waiting,
+            staged: false,
+            cordon: None,
+            began: None,
+            ended: None,
+            proof: None,
+            failure: None,
+        };
+        self.nodes = self.steps().iter().map(|s| (s.node.clone(), waiting.clone())).collect();
+    }
+
+    pub fn hop(&self) -> Option<&Hop> {
+        self.plan.decision.hops.get(self.hop)
+    }
+
+    pub fn steps(&self) -> &[Step] {
+        self.hop().map(|h| h.steps.as_slice()).unwrap_or_default()
+    }
+
+    pub fn step(&self, node: &NodeName) -> Option<&Step> {
+        self.steps().iter().find(|s| s.node == *node)
+    }
+
+    pub fn completed(&self) -> bool {
+        matches!(self.ended, Some((Ending::Completed, _)))
+    }
+
+    /// The nodes that are in our hands now.
+    pub fn in_hand(&self) -> BTreeSet<NodeName> {
+        self.nodes.iter().filter(|(_, p)| p.at.in_hand()).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// The digest of the binary that this rollout last put on a node.
+    pub fn binary_of(&self, node: &NodeName) -> Option<Digest> {
+        let version = self.versions.get(node)?;
+        let steps = self.plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| s.node == *node);
+        steps
+            .flat_map(|s| [(&s.to, s.artifact), (&s.from, s.previous)])
+            .find(|(v, _)| *v == version)
+            .map(|(_, digest)| digest)
+    }
+
+    /// The versions that the present hop's nodes have before it.
+    pub fn step_versions(&self) -> impl Iterator<Item = &Version> {
+        self.steps().iter().map(|s| &s.from)
+    }
+
+    /// Actions whose intent is stored and whose outcome is not.
+    pub fn open(&self) -> impl Iterator<Item = (&ActionId, &Action)> {
+        self.open.iter().map(|(id, open)| (id, &open.action))
+    }
+
+    // ------------------------------------------------------------------------------------------------ events in
+
+    /// Takes the next event in.
+    ///
+    /// # Errors
+    /// If it is not the next one, or of a shape that only a newer Kadence knows.
+    pub fn apply(&mut self, recorded: &Recorded) -> Result<(), LogError> {
+        if recorded.number != self.number + 1 {
+            return Err(LogError::Gap { after: self.number, found: recorded.number });
+        }
+        if recorded.schema > Recorded::SCHEMA {
+            return Err(LogError::Newer(recorded.number, recorded.schema));
+        }
+        self.number = recorded.number;
+        self.at = recorded.at;
+        match &recorded.event {
+            Event::Started { .. } => {}
+            Event::TurnTaken { turn } => self.turn = *turn,
+            Event::Intent { id, action } => {
+                self.actions += 1;
+                self.open.insert(id.clone(), Open { action: action.clone(), unknown: None });
+                self.began(action, recorded.at);
+            }
+            Event::Outcome { id, outcome } => self.outcome(id, outcome, recorded.at),
+            Event::Asked { request } => {
+                // Abort is stronger than pause, whichever came first.
+                if self.asked != Some(Request::Abort) {
+                    self.asked = Some(*request);
+                }
+            }
+            Event::Held { hold } => self.hold = Some(hold.clone()),
+            Event::Resumed => {
+                self.hold = None;
+                if self.asked == Some(Request::Pause) {
+                    self.asked = None;
+                }
+                for open in self.open.values_mut() {
+                    open.unknown = None;
+                }
+                // What a person had to look at is looked at anew.
+                for progress in self.nodes.values_mut() {
+                    if progress.at == At::Looking {
+                        progress.at = At::Waiting;
+                    }
+                }
+            }
+            Event::Ended { ending, outage } => {
+                self.ended = Some((ending.clone(), *outage));
+                self.phase = Phase::Over;
+            }
+        }
+        Ok(())
+    }
+
+    fn began(&mut self, action: &Action, at: Timestamp) {
+        match action {
+            Action::Look { before } => {
+                for node in before {
+                    self.with(node, |p| p.at = At::Looking);
+                }
+            }
+            Action::Cordon { node } => self.with(node, |p| {
+                p.at = At::Cordoning;
+                p.began = p.began.or(Some(at));
+            }),
+            _ => {}
+        }
+    }
+
+    fn with(&mut self, node: &NodeName, f: impl FnOnce(&mut NodeProgress)) {
+        if let Some(progress) = self.nodes.get_mut(node) {
+            f(progress);
+        }
+    }
+
+    fn outcome(&mut self, id: &ActionId, outcome: &Outcome, at: Timestamp) {
+        let Some(open) = self.open.get_mut(id) else { return };
+        if let Outcome::Unknown { why } = outcome {
+            open.unknown = Some(why.clone());
+            return;
+        }
+        let action = open.action.clone();
+        self.open.remove(id);
+        if self.phase == Phase::Restoring {
+            self.restore_outcome(&action, outcome);
+            return;
+        }
+        match (&action, outcome) {
+            (_, Outcome::Unknown { .. }) => {}
+            (Action::Check { .. }, Outcome::Done { report: Report::Checked { findings, baseline }, .. }) => {
+                self.findings.clone_from(findings);
+                if !findings.iter().any(Finding::blocks) {
+                    // The first baseline is the truth for the whole rollout; a later hop must not lower it.
+                    if self.baseline.is_none() {
+                        self.baseline = Some((**baseline).clone());
+                    }
+                    self.phase = Phase::Preparing;
+                }
+            }
+            (Action::Stage { node, .. }, Outcome::Done { .. }) => {
+                self.with(node, |p| p.staged = true);
+                self.prepared();
+            }
+            (Action::Backup { .. }, Outcome::Done { report: Report::BackedUp { backup }, .. }) => {
+                self.backups.push(backup.clone());
+                self.prepared();
+            }
+            (Action::Look { before }, Outcome::Done { report: Report::Looked { glance }, .. }) => {
+                self.looked(before, glance);
+            }
+            (Action::Cordon { node }, Outcome::Done { report: Report::Cordoned { was }, .. }) => {
+                let drains = self.step(node).is_some_and(|s| s.drain == Drain::Evict);
+                if *was == CordonWas::Foreign {
+                    self.with(node, |p| p.at = At::Looking);
+                    self.stop_for(No {
+                        cause: HoldCause::Changed,
+                        what: format!("{node} was cordoned by somebody else in this moment"),
+                        next: format!(
+                            "find out who works on it (kubectl describe node {node}), uncordon it, then resume"
+                        ),
+                    });
+                } else {
+                    self.with(node, |p| {
+                        p.cordon = Some(*was);
+                        p.at = if drains { At::Draining } else { At::Swapping };
+                    });
+                }
+            }
+            (Action::Drain { node }, Outcome::Done { .. }) => self.with(node, |p| p.at = At::Swapping),
+            (Action::Swap { node, swap }, Outcome::Done { report, .. }) => {
+                let back = self.nodes.get(node).is_some_and(|p| p.at == At::PuttingBack);
+                if let Report::Swapped { cold_copy: Some(copy), .. } = report {
+                    // The first one is of the state before the rollout: a later hop's must not replace it.
+                    self.cold_copies.entry(node.clone()).or_insert_with(|| copy.clone());
+                }
+                self.versions.insert(node.clone(), swap.to.clone());
+                self.with(node, |p| p.at = if back { At::ProvingBack } else { At::Proving });
+            }
+            (Action::Prove { node, .. }, Outcome::Done { report: Report::Proven { proof }, .. }) => {
+                self.with(node, |p| {
+                    p.proof = Some(proof.clone());
+                    p.at = if p.at == At::ProvingBack { At::UncordoningBack } else { At::Uncordoning };
+                });
+            }
+            (Action::Uncordon { node }, Outcome::Done { .. }) => self.uncordoned(node, at),
+            (Action::Validate { .. }, Outcome::Done { report: Report::Validated { findings, regressions }, .. }) => {
+                self.findings.clone_from(findings);
+                self.regressions.clone_from(regressions);
+                self.validated();
+            }
+            (action, Outcome::Failed { failure, .. }) => self.failed(action, failure, at),
+            // A report that does not belong to its action: written by nobody; nothing may be concluded from it.
+            (_, Outcome::Done { .. }) => {
+                self.open
+                    .insert(id.clone(), Open { action, unknown: Some("its report is of another kind".to_owned()) });
+            }
+        }
+    }
+
+    fn prepared(&mut self) {
+        if self.phase == Phase::Preparing && self.backups.len() > self.hop && self.nodes.values().all(|p| p.staged) {
+            self.phase = Phase::Rolling;
+        }
+    }
+
+    fn looked(&mut self, before: &[NodeName], glance: &Glance) {
+        let ours = self.in_hand();
+        for node in before {
+            let Some(step) = self.step(node) else { continue };
+            match precondition::judge(&self.plan.decision, step, glance, &ours, &self.id) {
+                Verdict::AsPlanned => self.with(node, |p| p.at = At::Cordoning),
+                // Already there: it is proven like any other, and freed of our cordon if it has it.
+                Verdict::Done => self.with(node, |p| p.at = At::Proving),
+                Verdict::No(no) => self.stop_for(no),
+            }
+        }
+    }
+
+    /// Stops before the next node; what is in hand is finished first.
+    fn stop_for(&mut self, no: No) {
+        if self.hold.is_none() {
+            self.hold = Some(Hold { cause: no.cause, what: no.what, next: no.next });
+        }
+    }
+
+    fn uncordoned(&mut self, node: &NodeName, at: Timestamp) {
+        let gave_up = self.nodes.get(node).is_some_and(|p| p.at == At::GivingUp);
+        self.with(node, |p| {
+            p.ended = Some(at);
+            p.at = match p.at {
+                At::UncordoningBack => At::Back,
+                At::GivingUp => At::Looking,
+                _ => At::Done,
+            };
+        });
+        if gave_up {
+            let what =
+                self.nodes.get(node).and_then(|p| p.failure.as_ref()).map(|f| f.what.clone()).unwrap_or_default();
+            self.stop_for(No {
+                cause: HoldCause::BudgetBlocks,
+                what: format!("{node} could not be drained: {what}"),
+                next: "make room (scale up, widen the budget), or set `drain: never`; then resume".to_owned(),
+            });
+        }
+        if self.phase != Phase::Rolling {
+            return;
+        }
+        if self.trouble.is_none() && self.nodes.values().all(|p| p.at == At::Done) {
+            self.phase = Phase::Validating;
+        }
+        // Everything went back: whether it is as it was, the comparison with the baseline says.
+        let untouched = self.nodes.values().all(|p| matches!(p.at, At::Back | At::Waiting | At::Looking));
+        if self.trouble.is_some() && untouched && self.hop == 0 {
+            self.phase = Phase::ValidatingBack;
+        }
+    }
+
+    fn validated(&mut self) {
+        if self.phase == Phase::ValidatingBack {
+            self.phase = Phase::Over;
+            return;
+        }
+        if self.worse().is_some() {
+            return;
+        }
+        if self.hop + 1 < self.plan.decision.hops.len() {
+            self.begin_hop(self.hop + 1);
+        } else {
+            self.phase = Phase::Over;
+        }
+    }
+
+    /// What the last validation found to be worse than the baseline, in words.
+    fn worse(&self) -> Option<String> {
+        let findings = self.findings.iter().filter(|f| f.blocks()).map(|f| format!("{}: {}", f.about, f.what));
+        let regressions = self.regressions.iter().map(|r| format!("{}: {}, was {}", r.about, r.now, r.before));
+        let all: Vec<String> = findings.chain(regressions).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    fn failed(&mut self, action: &Action, failure: &Failure, at: Timestamp) {
+        let trouble = |node: Option<&NodeName>, next: String| Trouble {
+            node: node.cloned(),
+            what: failure.what.clone(),
+            because: failure.cause.as_ref().map_or_else(
+                || "the journal names no known cause".to_owned(),
+                |c| format!("{} (class: {})", c.line, c.class),
+            ),
+            next: failure.cause.as_ref().map_or(next, |c| c.remedy.clone()),
+        };
+        match action {
+            Action::Drain { node } => self.with(node, |p| {
+                p.failure = Some(failure.clone());
+                p.at = At::GivingUp;
+            }),
+            // Looking and cordoning change nothing that would have to be undone.
+            Action::Look { .. } | Action::Cordon { .. } => self.stop_for(No {
+                cause: if failure.kind == FailureKind::Changed { HoldCause::Changed } else { HoldCause::Unknown },
+                what: failure.what.clone(),
+                next: "look at what happened, then resume".to_owned(),
+            }),
+            Action::Swap { node, .. } | Action::Prove { node, .. } => {
+                let at_now = self.nodes.get(node).map(|p| p.at);
+                let going_back = matches!(at_now, Some(At::PuttingBack | At::ProvingBack));
+                let binary = self.step(node).is_some_and(|s| s.undo == UndoClass::Binary);
+                let undo = !going_back && binary && !self.plan.decision.goes_back();
+                let unit = self.step(node).map_or("k3s", |s| s.role.unit());
+                let next = if undo {
+                    format!("find the cause (journalctl -u {unit} on {node}), then make a new plan")
+                } else if going_back {
+                    format!("the way back failed too: look at {node} (journalctl -u {unit}); its cordon stays")
+                } else {
+                    format!(
+                        "only a restore brings the old version back: kadence rollback {}",
+                        self.plan.decision.cluster
+                    )
+                };
+                if self.trouble.is_none() || going_back {
+                    self.trouble = Some(trouble(Some(node), next));
+                }
+                self.with(node, |p| {
+                    p.failure = Some(failure.clone());
+                    p.ended = Some(at);
+                    p.at = if undo { At::PuttingBack } else { At::Stuck };
+                });
+            }
+            Action::Uncordon { node } => {
+                self.trouble
+                    .get_or_insert_with(|| trouble(Some(node), format!("kubectl uncordon {node}, if it is well")));
+                self.with(node, |p| p.at = At::Stuck);
+            }
+            Action::Validate { .. } => {
+                self.trouble
+                    .get_or_insert_with(|| trouble(None, "look at what is named, then kadence validate".to_owned()));
+                // What could not be compared is not as it was.
+                self.regressions = vec![Regression {
+                    about: "comparison with the state before".to_owned(),
+                    before: "possible".to_owned(),
+                    now: failure.what.clone(),
+                }];
+                self.phase = Phase::Over;
+            }
+            Action::Stage { node, .. } => {
+                self.trouble
+                    .get_or_insert_with(|| trouble(Some(node), "repair what is named, then apply again".to_owned()));
+            }
+            Action::Check { .. } | Action::Backup { .. } => {
+                self.trouble.get_or_insert_with(|| trouble(None, "repair what is named, then apply again".to_owned()));
+            }
+            // These belong to a restore, which has its own way.
+            Action::Stop { .. }
+            | Action::Place { .. }
+            | Action::Reset { .. }
+            | Action::SetAside { .. }
+            | Action::Start { .. }
+            | Action::Restart { .. }
+            | Action::RestartControllers
+            | Action::RestoreCommand { .. } => {}
+        }
+    }
+
+    fn restore_outcome(&mut self, action: &Action, outcome: &Outcome) {
+        if let Outcome::Failed { failure, .. } = outcome {
+            self.stop_for(No {
+                cause: HoldCause::NeedsConsent,
+                what: failure.what.clone(),
+                next: "repair what is named, then resume: the restore goes on where it stands".to_owned(),
+            });
+            return;
+        }
+        if let Action::Place { node, swap } = action {
+            self.versions.insert(node.clone(), swap.to.clone());
+        }
+        if let Outcome::Done { report: Report::Validated { findings, regressions }, .. } = outcome {
+            self.findings.clone_from(findings);
+            self.regressions.clone_from(regressions);
+        }
+        for (wanted, done) in self.restore.iter_mut().flatten() {
+            if wanted == action && !*done {
+                *done = true;
+                break;
+            }
+        }
+        if self.restore.iter().flatten().all(|(_, done)| *done) {
+            self.phase = Phase::Over;
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------- actions out
+
+    /// What should happen now.
+    pub fn wanted(&self) -> Wanted {
+        if self.ended.is_some() {
+            return Wanted::Nothing;
+        }
+        let open: Vec<(ActionId, Action)> = self
+            .open
+            .iter()
+            .filter(|(_, open)| open.unknown.is_none())
+            .map(|(id, open)| (id.clone(), open.action.clone()))
+            .collect();
+        let unknown = self.open.values().find_map(|open| open.unknown.as_ref().map(|why| (&open.action, why)));
+
+        // Work that began is finished first, whatever else is wanted.
+        let mut actions = open;
+        let mut fresh = self.fresh(unknown.is_some());
+        let mut number = self.actions;
+        for action in fresh.drain(..) {
+            number += 1;
+            actions.push((ActionId::of(&self.id, number), action));
+        }
+        if !actions.is_empty() {
+            return Wanted::Actions(actions);
+        }
+        if let Some((action, why)) = unknown {
+            return Wanted::Hold(Hold {
+                cause: HoldCause::Unknown,
+                what: format!("{}: {why}", action.words()),
+                next: "make it reachable again, then resume: the same action is asked for its result".to_owned(),
+            });
+        }
+        if let Some(ending) = self.ending() {
+            return Wanted::End(ending);
+        }
+        if let Some(hold) = &self.hold {
+            return Wanted::Hold(hold.clone());
+        }
+        match self.asked {
+            Some(Request::Pause) => Wanted::Hold(Hold {
+                cause: HoldCause::Paused,
+                what: "paused, as asked".to_owned(),
+                next: format!("kadence resume {}", self.plan.decision.cluster),
+            }),
+            // Abort ends in `ending`; nothing else is left to want.
+            Some(Request::Abort) | None => {
+                Wanted::End(self.failed_ending("nothing is left to do, and not all is done"))
+            }
+        }
+    }
+
+    /// Whether a new node may be begun.
+    fn may_begin(&self, unknown: bool) -> bool {
+        !unknown && self.hold.is_none() && self.asked.is_none() && self.trouble.is_none()
+    }
+
+    fn fresh(&self, unknown: bool) -> Vec<Action> {
+        let busy = |f: &dyn Fn(&Action) -> bool| self.open.values().any(|o| f(&o.action));
+        let Some(hop) = self.hop() else { return Vec::new() };
+        match self.phase {
+            Phase::Checking if self.may_begin(unknown) && !busy(&|a| matches!(a, Action::Check { .. })) => {
+                // A blocking finding was the answer: it is not asked again by itself.
+                if self.findings.iter().any(Finding::blocks) {
+                    Vec::new()
+                } else {
+                    vec![Action::Check { hop: self.hop }]
+                }
+            }
+            Phase::Preparing if self.may_begin(unknown) => {
+                let mut actions: Vec<Action> = hop
+                    .steps
+                    .iter()
+                    .filter(|s| !self.nodes[&s.node].staged)
+                    .filter(|s| !busy(&|a| matches!(a, Action::Stage { node, .. } if *node == s.node)))
+                    .map(|s| Action::Stage { node: s.node.clone(), version: s.to.clone(), artifact: s.artifact })
+                    .collect();
+                if self.backups.len() <= self.hop && !busy(&|a| matches!(a, Action::Backup { .. })) {
+                    actions.push(Action::Backup { hop: self.hop, method: hop.backup.clone() });
+                }
+                actions
+            }
+            Phase::Rolling => self.rolling(hop, unknown),
+            Phase::Validating
+                if !busy(&|a| matches!(a, Action::Validate { .. })) && self.worse().is_none() && !unknown =>
+            {
+                vec![Action::Validate { hop: self.hop }]
+            }
+            Phase::ValidatingBack if !busy(&|a| matches!(a, Action::Validate { .. })) && !unknown => {
+                vec![Action::Validate { hop: self.hop }]
+            }
+            Phase::Restoring if self.hold.is_none() && self.asked.is_none() && !unknown => {
+                let Some(group) = self.restore.iter().find(|g| g.iter().any(|(_, done)| !done)) else {
+                    return Vec::new();
+                };
+                group
+                    .iter()
+                    .filter(|(action, done)| !done && !busy(&|a| a == action))
+                    .map(|(action, _)| action.clone())
+                    .collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn rolling(&self, hop: &Hop, unknown: bool) -> Vec<Action> {
+        let mut actions: Vec<Action> = hop.steps.iter().filter_map(|s| self.next_of(s)).collect();
+        // Nodes in hand go on even while the rollout is held; a new one begins only if nothing speaks against it.
+        let in_hand = self.nodes.values().any(|p| p.at.in_hand());
+        let looking = self.open.values().any(|o| matches!(o.action, Action::Look { .. }));
+        let put_off = self.nodes.values().any(|p| p.at == At::Looking) && !looking;
+        if actions.is_empty() && !in_hand && !looking && !put_off && self.may_begin(unknown) {
+            let next = hop.steps.iter().find(|s| self.nodes[&s.node].at == At::Waiting);
+            if let Some(next) = next {
+                let before = hop
+                    .steps
+                    .iter()
+                    .filter(|s| s.wave == next.wave && self.nodes[&s.node].at == At::Waiting)
+                    .map(|s| s.node.clone())
+                    .collect();
+                actions.push(Action::Look { before });
+            }
+        }
+        actions
+    }
+
+    fn next_of(&self, step: &Step) -> Option<Action> {
+        let node = step.node.clone();
+        let busy =
+            self.open.values().any(|o| o.action.node() == Some(&node) && !matches!(o.action, Action::Stage { .. }));
+        if busy {
+            return None;
+        }
+        let decision = &self.plan.decision;
+        let prove = |version: &Version, settle: SignedDuration| Action::Prove {
+            node: node.clone(),
+            role: step.role,
+            version: version.clone(),
+            settle,
+            within: decision.manner.ready_within,
+        };
+        match self.nodes[&node].at {
+            At::Cordoning => Some(Action::Cordon { node }),
+            At::Draining => Some(Action::Drain { node }),
+            At::Swapping => {
+                let swap = Swap {
+                    role: step.role,
+                    to: step.to.clone(),
+                    artifact: step.artifact,
+                    expect: step.previous,
+                    drain: step.drain,
+                    cold_copy: step.role == Role::Server && decision.preconditions.datastore == DatastoreKind::Sqlite,
+                    back: decision.goes_back(),
+                };
+                Some(Action::Swap { node, swap })
+            }
+            At::Proving => Some(prove(&step.to, decision.manner.settle)),
+            At::ProvingBack => Some(prove(&step.from, decision.manner.settle)),
+            At::PuttingBack => {
+                let swap = Swap {
+                    role: step.role,
+                    to: step.from.clone(),
+                    artifact: step.previous,
+                    expect: step.artifact,
+                    drain: step.drain,
+                    cold_copy: false,
+                    back: true,
+                };
+                Some(Action::Swap { node, swap })
+            }
+            At::Uncordoning | At::UncordoningBack | At::GivingUp => Some(Action::Uncordon { node }),
+            At::Waiting | At::Looking | At::Done | At::Back | At::Stuck => None,
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------------- endings
+
+    fn ending(&self) -> Option<Ending> {
+        let touched = !self.versions.is_empty();
+        match self.phase {
+            Phase::Checking if self.findings.iter().any(Finding::blocks) => Some(if touched {
+                self.failed_ending("the checks before the next hop say no")
+            } else {
+                Ending::Refused { findings: self.findings.clone() }
+            }),
+            Phase::Checking | Phase::Preparing if self.trouble.is_some() => Some(if touched {
+                self.failed_ending("the next hop could not be prepared")
+            } else {
+                Ending::Refused { findings: self.trouble.iter().map(Trouble::finding).collect() }
+            }),
+            Phase::Checking | Phase::Preparing if self.asked == Some(Request::Abort) => Some(self.aborted()),
+            Phase::Rolling if self.trouble.is_some() => Some(self.failed_ending("a node failed")),
+            Phase::Rolling if self.asked == Some(Request::Abort) => Some(self.aborted()),
+            Phase::Validating if self.worse().is_some() => {
+                Some(self.failed_ending("the cluster is not as it was before"))
+            }
+            Phase::Restoring if self.asked == Some(Request::Abort) => Some(self.failed_ending("aborted in a restore")),
+            Phase::Over => Some(self.over()),
+            _ => None,
+        }
+    }
+
+    fn over(&self) -> Ending {
+        if let Some(trouble) = &self.trouble {
+            let back =
+                self.nodes.values().all(|p| matches!(p.at, At::Back | At::Waiting | At::Looking)) && self.hop == 0;
+            return if back && self.worse().is_none() && trouble.node.is_some() {
+                Ending::FailedAndBack {
+                    what: trouble.what.clone(),
+                    because: trouble.because.clone(),
+                    next: trouble.next.clone(),
+                }
+            } else {
+                self.failed_ending("not everything is as it was")
+            };
+        }
+        if self.worse().is_some() {
+            self.failed_ending("the cluster is not as it was before")
+        } else {
+            Ending::Completed
+        }
+    }
+
+    fn failed_ending(&self, fallback: &str) -> Ending {
+        let (what, because, next) = match (&self.trouble, self.worse()) {
+            (Some(t), None) => (t.what.clone(), t.because.clone(), t.next.clone()),
+            (Some(t), Some(worse)) => (format!("{}; {worse}", t.what), t.because.clone(), t.next.clone()),
+            (None, Some(worse)) => (
+                worse,
+                fallback.to_owned(),
+                format!(
+                    "look at what is named; kadence validate {0}, or kadence rollback {0}",
+                    self.plan.decision.cluster
+                ),
+            ),
+            (None, None) => (
+                fallback.to_owned(),
+                "no single failure stands for it".to_owned(),
+                format!("kadence status {}", self.plan.decision.cluster),
+            ),
+        };
+        Ending::Failed { what, because, next, mixed: self.mixed() }
+    }
+
+    fn aborted(&self) -> Ending {
+        Ending::Aborted { mixed: self.mixed() }
+    }
+
+    /// Which versions run where, by this rollout's own doing: version to nodes.
+    pub fn mixed(&self) -> BTreeMap<String, Vec<String>> {
+        let mut mixed: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (node, precondition) in &self.plan.decision.preconditions.nodes {
+            let version = self.versions.get(node).unwrap_or(&precondition.version);
+            mixed.entry(version.to_string()).or_default().push(node.to_string());
+        }
+        mixed
+    }
+}
+
+impl Trouble {
+    fn finding(&self) -> Finding {
+        Finding {
+            code: "PREPARE".to_owned(),
+            number: 0,
+            verdict: Judged::Block,
+            about: self.node.as_ref().map_or_else(|| "cluster".to_owned(), ToString::to_string),
+            what: self.what.clone(),
+            facts: Vec::new(),
+            why: self.because.clone(),
+            remedy: self.next.clone(),
+            waived: None,
+        }
+    }
+}
+
+impl Action {
+    /// The one node an action is about.
+    pub fn node(&self) -> Option<&NodeName> {
+        match self {
+            Self::Stage { node, .. }
+            | Self::Cordon { node }
+            | Self::Drain { node }
+            | Self::Swap { node, .. }
+            | Self::Prove { node, .. }
+            | Self::Uncordon { node }
+            | Self::Stop { node, .. }
+            | Self::Place { node, .. }
+            | Self::Reset { node, .. }
+            | Self::SetAside { node }
+            | Self::Start { node, .. }
+            | Self::Restart { node, .. } => Some(node),
+            Self::Check { .. }
+            | Self::Backup { .. }
+            | Self::Look { .. }
+            | Self::Validate { .. }
+            | Self::RestartControllers
+            | Self::RestoreCommand { .. } => None,
+        }
+    }
+
+    /// What is done, for people: `restart s2 with v1.36.4+k3s1`.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Check { hop } => format!("check the cluster before hop {}", hop + 1),
+            Self::Stage { node, version, .. } => format!("stage {version} on {node}"),
+            Self::Backup { method, .. } => match method {
+                BackupMethod::EtcdSnapshot { server } => format!("snapshot etcd on {server}"),
+                BackupMethod::SqliteOnline { server, .. } => format!("back up SQLite on {server}"),
+                BackupMethod::SqliteStopped { server } => format!("stop K3s on {server} and copy SQLite"),
+                BackupMethod::Command { .. } => "run the backup command".to_owned(),
+            },
+            Self::Look { before } => {
+                let names: Vec<&str> = before.iter().map(NodeName::as_str).collect();
+                format!("look again before {}", names.join(", "))
+            }
+            Self::Cordon { node } => format!("cordon {node}"),
+            Self::Drain { node } => format!("drain {node}"),
+            Self::Swap { node, swap } if swap.back => format!("put {node} back on {}", swap.to),
+            Self::Swap { node, swap } => format!("restart {node} with {}", swap.to),
+            Self::Prove { node, version, .. } => format!("prove {node} healthy on {version}"),
+            Self::Uncordon { node } => format!("uncordon {node}"),
+            Self::Validate { .. } => "compare with the state before, run the probes".to_owned(),
+            Self::Stop { node, .. } => format!("stop K3s on {node} and prove it"),
+            Self::Place { node, swap } => format!("put {} on {node}", swap.to),
+            Self::Reset { node, .. } => format!("restore the datastore on {node}"),
+            Self::SetAside { node } => format!("set the old etcd data of {node} aside"),
+            Self::Start { node, .. } => format!("start K3s on {node}"),
+            Self::Restart { node, .. } => format!("restart K3s on {node}"),
+            Self::RestartControllers => "restart the controllers in the cluster".to_owned(),
+            Self::RestoreCommand { .. } => "run the restore command".to_owned(),
+        }
+    }
+}

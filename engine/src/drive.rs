@@ -1,0 +1,158 @@
+//! The loop: what core wants is performed, what came of it is stored, until the rollout ends or holds.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::sync::mpsc;
+
+use kadence_core::apply::action::Outcome;
+use kadence_core::apply::rollout::{Phase, Rollout, Wanted};
+use kadence_core::event::{Ending, Event, Hold, Recorded, Request};
+use kadence_core::ident::ActionId;
+use kadence_core::inventory::{LeaseHolder, Role};
+
+use crate::outage::Probing;
+use crate::perform::Superseded;
+use crate::ports::Progress;
+use crate::{Engine, EngineError};
+
+/// How a drive came to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Driven {
+    Ended(Ending),
+    Held(Hold),
+}
+
+/// A way to ask the drive to stop, from the same process: the first Ctrl-C.
+pub type Stop = mpsc::UnboundedReceiver<Request>;
+
+impl Engine {
+    /// Carries a rollout on until it ends or holds. The caller holds the cluster's turn.
+    ///
+    /// # Errors
+    /// The state could not be written, or another Kadence has taken over. Nothing more was done then; what nodes were
+    /// told goes on there, and `resume` asks for its result.
+    pub async fn drive(&self, rollout: &mut Rollout, stop: &mut Stop) -> Result<Driven, EngineError> {
+        let mut running: FuturesUnordered<BoxFuture<'static, (ActionId, Result<Outcome, Superseded>)>> =
+            FuturesUnordered::new();
+        let mut in_flight: BTreeSet<ActionId> = BTreeSet::new();
+        let mut probing: Option<Probing> = None;
+        loop {
+            for request in self.store.take_requests(&rollout.cluster).await? {
+                self.record(rollout, Event::Asked { request }).await?;
+            }
+            if probing.is_none() && matches!(rollout.phase, Phase::Rolling | Phase::Restoring) {
+                probing = Some(Probing::start(self.api.clone(), self.servers(rollout)));
+            }
+            match rollout.wanted() {
+                Wanted::Actions(wanted) => {
+                    for (id, action) in wanted {
+                        if !in_flight.insert(id.clone()) {
+                            continue;
+                        }
+                        let fresh = !rollout.open().any(|(open, _)| *open == id);
+                        if fresh {
+                            self.record(rollout, Event::Intent { id: id.clone(), action: action.clone() }).await?;
+                        }
+                        let (engine, seen, id) = (self.clone(), rollout.clone(), id.clone());
+                        running.push(
+                            async move {
+                                let outcome = engine.perform(&seen, &id, &action).await;
+                                (id, outcome)
+                            }
+                            .boxed(),
+                        );
+                    }
+                }
+                Wanted::Hold(hold) => {
+                    self.record(rollout, Event::Held { hold: hold.clone() }).await?;
+                    self.announce(rollout, false).await;
+                    return Ok(Driven::Held(hold));
+                }
+                Wanted::End(ending) => {
+                    let outage = probing.as_ref().map(Probing::measured);
+                    self.record(rollout, Event::Ended { ending: ending.clone(), outage }).await?;
+                    self.announce(rollout, true).await;
+                    return Ok(Driven::Ended(ending));
+                }
+                Wanted::Nothing => {
+                    return match &rollout.ended {
+                        Some((ending, _)) => Ok(Driven::Ended(ending.clone())),
+                        None => Err(EngineError::Log {
+                            rollout: rollout.id.to_string(),
+                            why: "it wants nothing and has not ended".to_owned(),
+                        }),
+                    };
+                }
+            }
+            tokio::select! {
+                biased;
+                Some(request) = stop.recv() => {
+                    self.record(rollout, Event::Asked { request }).await?;
+                }
+                Some((id, outcome)) = running.next() => {
+                    in_flight.remove(&id);
+                    match outcome {
+                        Ok(outcome) => {
+                            self.record(rollout, Event::Outcome { id, outcome: Box::new(outcome) }).await?;
+                            if let Some(probing) = &probing {
+                                self.observer.progress(&Progress::Outage(probing.measured()));
+                            }
+                        }
+                        Err(Superseded(why)) => return Err(EngineError::Superseded(why)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stores an event and takes it in.
+    pub(crate) async fn record(&self, rollout: &mut Rollout, event: Event) -> Result<(), EngineError> {
+        let recorded = self.recorded(rollout.id.clone(), rollout.number + 1, event);
+        self.store.append(&rollout.cluster, &recorded).await?;
+        rollout
+            .apply(&recorded)
+            .map_err(|error| EngineError::Log { rollout: rollout.id.to_string(), why: error.to_string() })?;
+        self.observer.event(&recorded);
+        Ok(())
+    }
+
+    pub(crate) fn recorded(&self, rollout: kadence_core::ident::RolloutId, number: u64, event: Event) -> Recorded {
+        Recorded {
+            schema: Recorded::SCHEMA,
+            rollout,
+            number,
+            at: self.clock.now(),
+            actor: self.actor.clone(),
+            kadence: self.version.clone(),
+            event,
+        }
+    }
+
+    /// The addresses of the servers, in the order of their names.
+    fn servers(&self, rollout: &Rollout) -> Vec<String> {
+        let known: BTreeMap<_, _> = self.addresses.lock().map(|a| a.clone()).unwrap_or_default();
+        rollout
+            .plan
+            .decision
+            .preconditions
+            .nodes
+            .iter()
+            .filter(|(_, n)| n.role == Role::Server)
+            .filter_map(|(name, _)| known.get(name).cloned())
+            .collect()
+    }
+
+    /// Tells others through the cluster's Lease who works on it. Nothing depends on it, so failing is no matter.
+    pub(crate) async fn announce(&self, rollout: &Rollout, over: bool) {
+        let holder = LeaseHolder {
+            holder: self.actor.clone(),
+            renewed: self.clock.now(),
+            rollout: Some(rollout.id.to_string()),
+            plan: Some(rollout.plan_hash.to_string()),
+        };
+        let _ = self.api.announce((!over).then_some(&holder)).await;
+    }
+}

@@ -1,0 +1,720 @@
+//! Performs one action of a rollout through the ports, and says what came of it.
+//!
+//! Every action may be performed again under the same id. What could not be reached is tried again for a while, since
+//! asking again is safe; what answered is never asked twice.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use tokio::time::{Instant, sleep};
+
+use kadence_core::apply::action::{Action, BackupReceipt, CordonWas, Failure, FailureKind, Outcome, Report, Swap};
+use kadence_core::apply::backup;
+use kadence_core::apply::drain;
+use kadence_core::apply::plan::{BackupMethod, BackupRef, DatastoreKind, Purpose};
+use kadence_core::apply::precondition::{self, Verdict};
+use kadence_core::apply::rollout::Rollout;
+use kadence_core::config::{Probe, ProbeTest};
+use kadence_core::event::HoldCause;
+use kadence_core::ident::{ActionId, Digest, NodeName, RolloutId};
+use kadence_core::inventory::{Inventory, Mark, Role};
+use kadence_core::validate::after;
+use kadence_core::validate::baseline::{Baseline, regressions};
+use kadence_core::validate::checks;
+use kadence_core::validate::finding::Finding;
+use kadence_core::validate::prove::Goal;
+use kadence_core::version::Version;
+
+use crate::Engine;
+use crate::ports::{
+    ApiError, ArtifactKind, Eviction, HostError, Order, Progress, ReleaseError, RemoteFile, Task, TaskReport,
+    VaultError,
+};
+use crate::prove::to_std;
+
+/// How long a host or the API may be out of reach before an action's outcome is called unknown. Longer than a server's
+/// restart and a leader's election, shorter than a person's patience.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the cluster may look unhealthy before a step is put off: elections and restarts settle within it.
+const SETTLES_WITHIN: Duration = Duration::from_secs(30);
+/// How often a disruption budget is asked again.
+const ASK_BUDGET_AGAIN: Duration = Duration::from_secs(2);
+/// Our snapshots on a server, beside the one just made.
+const SNAPSHOTS_KEPT: u32 = 3;
+
+/// Another Kadence has taken over: nothing more may be written or done.
+#[derive(Debug)]
+pub(crate) struct Superseded(pub String);
+
+/// What an action ended in before it is an outcome.
+enum Ended {
+    Failed(Failure),
+    Unknown(String),
+    Superseded(String),
+}
+
+impl From<HostError> for Ended {
+    fn from(error: HostError) -> Self {
+        let what = error.to_string();
+        let failed = |kind| Self::Failed(Failure { kind, what: what.clone(), cause: None });
+        match &error {
+            HostError::NoWay { .. } => Self::Unknown(what),
+            HostError::Superseded { .. } => Self::Superseded(what),
+            HostError::DiskFull { .. } => failed(FailureKind::DiskFull),
+            HostError::Digest { .. } => failed(FailureKind::Digest),
+            HostError::HostKey { .. } => failed(FailureKind::Changed),
+            HostError::Sudo { .. } => failed(FailureKind::Refused),
+            HostError::Failed { code, .. } if code == "changed" => failed(FailureKind::Changed),
+            HostError::Failed { .. } => failed(FailureKind::Refused),
+        }
+    }
+}
+
+impl From<ApiError> for Ended {
+    fn from(error: ApiError) -> Self {
+        match error {
+            ApiError::NoWay(_) => Self::Unknown(error.to_string()),
+            ApiError::NotFound(_) | ApiError::Conflict(_) => failed(FailureKind::Changed, error.to_string()),
+            ApiError::Denied(_) | ApiError::Answered(_) => failed(FailureKind::Refused, error.to_string()),
+        }
+    }
+}
+
+impl From<ReleaseError> for Ended {
+    fn from(error: ReleaseError) -> Self {
+        let kind = match error {
+            ReleaseError::NoWay { .. } => return Self::Unknown(error.to_string()),
+            ReleaseError::Digest { .. } => FailureKind::Digest,
+            _ => FailureKind::Refused,
+        };
+        failed(kind, error.to_string())
+    }
+}
+
+impl From<VaultError> for Ended {
+    fn from(error: VaultError) -> Self {
+        let kind = match error {
+            VaultError::DiskFull(_) => FailureKind::DiskFull,
+            _ => FailureKind::BackupUnusable,
+        };
+        failed(kind, error.to_string())
+    }
+}
+
+fn failed(kind: FailureKind, what: impl Into<String>) -> Ended {
+    Ended::Failed(Failure { kind, what: what.into(), cause: None })
+}
+
+impl Engine {
+    pub(crate) async fn perform(
+        &self,
+        rollout: &Rollout,
+        id: &ActionId,
+        action: &Action,
+    ) -> Result<Outcome, Superseded> {
+        let began = self.clock.now();
+        let ended = match action {
+            Action::Check { hop } => self.check_hop(rollout, *hop).await,
+            Action::Stage { node, version, artifact } => self.stage(rollout, node, version, artifact).await,
+            Action::Backup { hop, method } => self.back_up(rollout, id, *hop, method).await,
+            Action::Look { before } => self.look(rollout, before).await,
+            Action::Cordon { node } => self.cordon(rollout, node).await,
+            Action::Drain { node } => self.drain(rollout, id, node).await,
+            Action::Swap { node, swap } => {
+                let task = Task::Swap {
+                    to: swap.to.clone(),
+                    artifact: swap.artifact,
+                    expect: swap.expect,
+                    cold_copy: swap.cold_copy,
+                };
+                self.order(rollout, id, node, swap.role, task).await.map(|report| Report::Swapped {
+                    kept: report.kept,
+                    already: report.already,
+                    cold_copy: report.cold_copy,
+                })
+            }
+            Action::Prove { node, role, version, settle, within } => {
+                let goal = self.goal(rollout, node, *role, version, *settle, *within);
+                let address = self.address(rollout, node).await;
+                return Ok(self.prove(id, &goal, address.as_deref()).await);
+            }
+            Action::Uncordon { node } => self.uncordon(rollout, node).await,
+            Action::Validate { hop } => self.validate_hop(rollout, id, *hop).await,
+            Action::Stop { node, role } => self.plain(rollout, id, node, *role, Task::Stop).await,
+            Action::Place { node, swap } => self.place(rollout, id, node, swap).await,
+            Action::Reset { node, backup } => self.reset(rollout, id, node, backup).await,
+            Action::SetAside { node } => self.plain(rollout, id, node, Role::Server, Task::SetEtcdAside).await,
+            Action::Start { node, role } => self.plain(rollout, id, node, *role, Task::Start).await,
+            Action::Restart { node, role } => self.plain(rollout, id, node, *role, Task::Restart).await,
+            Action::RestartControllers => {
+                self.patiently(|| self.api.restart_controllers()).await.map(|_| Report::Plain)
+            }
+            Action::RestoreCommand { .. } => self.restore_command(rollout).await,
+        };
+        let took = self.clock.now().duration_since(began);
+        match ended {
+            Ok(report) => Ok(Outcome::Done { took, report }),
+            Err(Ended::Failed(failure)) => Ok(Outcome::Failed { took, failure }),
+            Err(Ended::Unknown(why)) => Ok(Outcome::Unknown { why }),
+            Err(Ended::Superseded(why)) => Err(Superseded(why)),
+        }
+    }
+
+    /// Tries again while nobody is reached, for [`PATIENCE`]. Only for what may be asked twice.
+    async fn patiently<T, E, F>(&self, mut ask: impl FnMut() -> F) -> Result<T, Ended>
+    where
+        E: Into<Ended>,
+        F: Future<Output = Result<T, E>>,
+    {
+        let give_up = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_millis(200);
+        loop {
+            match ask().await.map_err(Into::into) {
+                Ok(value) => return Ok(value),
+                Err(Ended::Unknown(why)) if Instant::now() + pause >= give_up => return Err(Ended::Unknown(why)),
+                Err(Ended::Unknown(_)) => {}
+                Err(other) => return Err(other),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------- before
+
+    async fn check_hop(&self, rollout: &Rollout, hop: usize) -> Result<Report, Ended> {
+        let inventory = self.patiently(|| self.inspect()).await?;
+        let (findings, probes) =
+            tokio::join!(async { self.judge(&inventory, rollout.plan.decision.hops.get(hop)).await }, self.probe_all());
+        let baseline = Box::new(Baseline::of(&inventory, probes));
+        Ok(Report::Checked { findings: findings?, baseline })
+    }
+
+    async fn judge(
+        &self,
+        inventory: &Inventory,
+        hop: Option<&kadence_core::apply::plan::Hop>,
+    ) -> Result<Vec<Finding>, ReleaseError> {
+        let catalog = self.releases.catalog().await?;
+        Ok(checks::run(&checks::Question {
+            inventory,
+            hop,
+            catalog: &catalog,
+            cluster: &self.config,
+            knowledge: self.knowledge,
+            now: self.clock.now(),
+        }))
+    }
+
+    /// Every probe once, at the same time: name to passed.
+    pub(crate) async fn probe_all(&self) -> BTreeMap<String, bool> {
+        let probes = self.config.probes.iter().map(|probe| async {
+            let passed = self.probe(probe).await.is_ok();
+            (probe.name.clone(), passed)
+        });
+        futures_util::future::join_all(probes).await.into_iter().collect()
+    }
+
+    /// One probe; else what was seen instead.
+    pub async fn probe(&self, probe: &Probe) -> Result<(), String> {
+        let ProbeTest::Condition(condition) = &probe.test else { return self.prober.probe(probe).await };
+        match tokio::time::timeout(to_std(probe.within), self.api.condition(condition)).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(format!("{} is not True", condition.condition)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {:#}", probe.within)),
+        }
+    }
+
+    async fn stage(
+        &self,
+        rollout: &Rollout,
+        node: &NodeName,
+        version: &Version,
+        digest: &Digest,
+    ) -> Result<Report, Ended> {
+        let Some(precondition) = rollout.plan.decision.preconditions.nodes.get(node) else {
+            return Err(failed(FailureKind::Changed, format!("{node} is not in the plan")));
+        };
+        let artifact = self.patiently(|| self.releases.fetch(version, precondition.arch, ArtifactKind::Binary)).await?;
+        // The source may have changed its mind since the plan was made: what was decided is what is put there.
+        if artifact.digest != *digest {
+            let what = format!(
+                "{version} for {} has digest {} now, the plan has {}: it was published anew",
+                precondition.arch,
+                artifact.digest.short(12),
+                digest.short(12)
+            );
+            return Err(failed(FailureKind::Digest, what));
+        }
+        let mut staged = self.patiently(|| self.hosts.stage(node, &artifact)).await?;
+        if self.config.update.airgap_images {
+            let images =
+                self.patiently(|| self.releases.fetch(version, precondition.arch, ArtifactKind::AirgapImages)).await?;
+            let archive = self.patiently(|| self.hosts.stage(node, &images)).await?;
+            staged.bytes += archive.bytes;
+            staged.already_there &= archive.already_there;
+        }
+        Ok(Report::Staged { bytes: staged.bytes, already_there: staged.already_there })
+    }
+
+    // ------------------------------------------------------------------------------------------------ the backup
+
+    async fn back_up(
+        &self,
+        rollout: &Rollout,
+        id: &ActionId,
+        hop: usize,
+        method: &BackupMethod,
+    ) -> Result<Report, Ended> {
+        let at_least = self.patiently(|| self.api.revision()).await?;
+        let scratch = self.vault.scratch()?;
+        let made = self.back_up_into(&scratch, rollout, id, hop, method, at_least).await;
+        self.vault.discard(&scratch);
+        made.map(|backup| Report::BackedUp { backup })
+    }
+
+    async fn back_up_into(
+        &self,
+        scratch: &Path,
+        rollout: &Rollout,
+        id: &ActionId,
+        hop: usize,
+        method: &BackupMethod,
+        at_least: u64,
+    ) -> Result<BackupReceipt, Ended> {
+        let name = format!("{}-hop{}", rollout.id, hop + 1);
+        let mut files = BTreeMap::new();
+        let mut caveats = Vec::new();
+        let database = scratch.join("datastore");
+        let (revision, digest, bytes, on_node) = match method {
+            BackupMethod::EtcdSnapshot { server } => {
+                let task = Task::EtcdSnapshot { name: format!("kadence-{}", rollout.id) };
+                let file = one_file(self.order(rollout, &id.part("snapshot"), server, Role::Server, task).await?)?;
+                self.patiently(|| self.hosts.pull(server, &file, &database)).await?;
+                let facts = read_snapshot(&database, at_least).await?;
+                let prune = Task::PruneSnapshots { keep: SNAPSHOTS_KEPT };
+                // A snapshot too many is no reason to stop.
+                let _ = self.order(rollout, &id.part("prune"), server, Role::Server, prune).await;
+                (Some(facts.revision), file.digest, file.bytes, Some(file.path))
+            }
+            BackupMethod::SqliteOnline { server, .. } | BackupMethod::SqliteStopped { server } => {
+                let task = match method {
+                    BackupMethod::SqliteOnline { tool, .. } => Task::SqliteBackup { tool: *tool },
+                    _ => Task::SqliteStoppedCopy,
+                };
+                let report = self.order(rollout, &id.part("sqlite"), server, Role::Server, task).await?;
+                let (integrity, revision) = (report.integrity.clone(), report.revision);
+                let file = one_file(report)?;
+                let integrity = integrity.unwrap_or_default();
+                backup::judge_sqlite(&integrity, revision.unwrap_or_default(), at_least)
+                    .map_err(|e| failed(FailureKind::BackupUnusable, e.to_string()))?;
+                self.patiently(|| self.hosts.pull(server, &file, &database)).await?;
+                (revision, file.digest, file.bytes, Some(file.path))
+            }
+            BackupMethod::Command { .. } => {
+                let argv = self.config.datastore.as_ref().map(|d| d.backup.clone()).unwrap_or_default();
+                let run = self
+                    .prober
+                    .command(&argv, None, Some(&database))
+                    .await
+                    .map_err(|why| failed(FailureKind::BackupUnusable, why))?;
+                if run.exit != 0 || run.bytes_out == 0 {
+                    let what = format!("the backup command ended with {} and wrote {} bytes", run.exit, run.bytes_out);
+                    return Err(failed(FailureKind::BackupUnusable, what));
+                }
+                caveats
+                    .push("of an external datastore only the command's exit and its output's size were judged".into());
+                (None, Digest::of(&[]), run.bytes_out, None)
+            }
+        };
+        files.insert("datastore".to_owned(), database);
+        // Without the token and the configuration no snapshot can be used on a fresh host.
+        if let Some(server) = first_server(rollout, method) {
+            let archive = self.order(rollout, &id.part("archive"), &server, Role::Server, Task::Archive).await?;
+            let file = one_file(archive)?;
+            let path = scratch.join("configuration.tar");
+            self.patiently(|| self.hosts.pull(&server, &file, &path)).await?;
+            files.insert("configuration.tar".to_owned(), path);
+        }
+        let version = rollout.step_versions().min().cloned().unwrap_or_else(|| rollout.plan.decision.target.clone());
+        let page = page(&name, method, &version);
+        let kept = self.vault.keep(&name, &files, &page).await?;
+        let backup = BackupRef { name, taken: self.clock.now(), version, digest, method: method.clone(), on_node };
+        Ok(BackupReceipt { backup, bytes, revision, at_least: Some(at_least), files: kept, caveats })
+    }
+
+    // --------------------------------------------------------------------------------------------------- a node
+
+    async fn look(&self, rollout: &Rollout, before: &[NodeName]) -> Result<Report, Ended> {
+        let give_up = Instant::now() + SETTLES_WITHIN;
+        loop {
+            let glance = self.patiently(|| self.glance()).await?;
+            let ours = rollout.in_hand();
+            let passing = before.iter().filter_map(|n| rollout.step(n)).any(|step| {
+                let verdict = precondition::judge(&rollout.plan.decision, step, &glance, &ours, &rollout.id);
+                matches!(verdict, Verdict::No(no) if matches!(no.cause, HoldCause::ClusterNotHealthy | HoldCause::Unknown))
+            });
+            // What may settle by itself is looked at again; what somebody changed will not.
+            if !passing || Instant::now() >= give_up {
+                return Ok(Report::Looked { glance: Box::new(glance) });
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn cordon(&self, rollout: &Rollout, node: &NodeName) -> Result<Report, Ended> {
+        let version = rollout.step(node).map(|s| s.to.to_string()).unwrap_or_default();
+        let mark = Mark {
+            rollout: rollout.id.to_string(),
+            plan: rollout.plan_hash.to_string(),
+            step: format!("{node} {version}"),
+        };
+        let was = loop {
+            match self.patiently(|| self.api.cordon(node, &mark)).await {
+                // Somebody wrote to the node in the same moment (the kubelet does so all the time).
+                Err(Ended::Failed(Failure { kind: FailureKind::Changed, what, .. })) if what.contains("in between") => {
+                }
+                other => break other?,
+            }
+        };
+        Ok(Report::Cordoned { was })
+    }
+
+    async fn uncordon(&self, rollout: &Rollout, node: &NodeName) -> Result<Report, Ended> {
+        // A node that was cordoned by others before us was never cordoned by us.
+        if rollout.nodes.get(node).is_some_and(|p| p.cordon == Some(CordonWas::Foreign)) {
+            return Ok(Report::Plain);
+        }
+        let whose = match &rollout.plan.decision.purpose {
+            // The marks in restored data are those of the rollout that was undone.
+            Purpose::Restore { of, .. } => of.clone(),
+            Purpose::Update | Purpose::Rollback { .. } => rollout.id.clone(),
+        };
+        loop {
+            match self.patiently(|| self.api.uncordon(node, &whose)).await {
+                Err(Ended::Failed(Failure { kind: FailureKind::Changed, what, .. })) if what.contains("in between") => {
+                }
+                Ok(true) => return Ok(Report::Plain),
+                Ok(false) => {
+                    return Err(failed(
+                        FailureKind::Changed,
+                        format!("{node} is cordoned with another mark than ours"),
+                    ));
+                }
+                Err(ended) => return Err(ended),
+            }
+        }
+    }
+
+    async fn drain(&self, rollout: &Rollout, id: &ActionId, node: &NodeName) -> Result<Report, Ended> {
+        let within = rollout.plan.decision.manner.drain_within;
+        let give_up = Instant::now() + to_std(within);
+        let mut evicted = Vec::new();
+        loop {
+            let pods = self.patiently(|| self.api.pods_on(node)).await?;
+            let drainage = drain::classify(&pods);
+            if !drainage.refuse.is_empty() {
+                return Err(failed(FailureKind::DrainBlocked, drainage.refuse.join("; ")));
+            }
+            if drainage.evict.is_empty() {
+                return Ok(Report::Drained { evicted, left: drainage.stay });
+            }
+            let mut waits = Vec::new();
+            for pod in &drainage.evict {
+                let name = format!("{}/{}", pod.namespace, pod.name);
+                if pod.terminating {
+                    waits.push(format!("{name} to end"));
+                    continue;
+                }
+                match self.patiently(|| self.api.evict(pod, false)).await? {
+                    Eviction::Accepted => {
+                        evicted.push(name.clone());
+                        waits.push(format!("{name} to end"));
+                    }
+                    Eviction::Gone => {}
+                    Eviction::Blocked(why) => waits.push(format!("{name}: {why}")),
+                    Eviction::TooManyBudgets(why) => {
+                        return Err(failed(FailureKind::DrainBlocked, format!("{name}: {why}")));
+                    }
+                }
+            }
+            if Instant::now() >= give_up {
+                let what = format!("not drained within {within:#}: {}", waits.join("; "));
+                return Err(failed(FailureKind::DrainBlocked, what));
+            }
+            if !waits.is_empty() {
+                self.observer.progress(&Progress::Waiting {
+                    action: id.clone(),
+                    node: Some(node.clone()),
+                    what: waits.join("; "),
+                    since: SignedDuration::ZERO,
+                    about: None,
+                });
+                sleep(ASK_BUDGET_AGAIN).await;
+            }
+        }
+    }
+
+    async fn order(
+        &self,
+        rollout: &Rollout,
+        id: &ActionId,
+        node: &NodeName,
+        role: Role,
+        task: Task,
+    ) -> Result<TaskReport, Ended> {
+        let order = Order {
+            id: id.clone(),
+            turn: rollout.turn,
+            rollout: rollout.id.clone(),
+            plan: rollout.plan_hash.to_string(),
+            role,
+            task,
+        };
+        self.patiently(|| self.hosts.act(node, &order)).await
+    }
+
+    async fn plain(
+        &self,
+        rollout: &Rollout,
+        id: &ActionId,
+        node: &NodeName,
+        role: Role,
+        task: Task,
+    ) -> Result<Report, Ended> {
+        self.order(rollout, id, node, role, task).await.map(|_| Report::Plain)
+    }
+
+    fn goal(
+        &self,
+        rollout: &Rollout,
+        node: &NodeName,
+        role: Role,
+        version: &Version,
+        settle: SignedDuration,
+        within: SignedDuration,
+    ) -> Goal {
+        let preconditions = &rollout.plan.decision.preconditions;
+        let server = role == Role::Server;
+        Goal {
+            node: node.clone(),
+            role,
+            version: version.clone(),
+            settle,
+            within,
+            etcd: server && preconditions.datastore == DatastoreKind::EmbeddedEtcd,
+            apiserver: server,
+            has_node: preconditions.nodes.get(node).is_none_or(|n| n.uid.is_some()),
+        }
+    }
+
+    /// The address of a node's own API server.
+    async fn address(&self, rollout: &Rollout, node: &NodeName) -> Option<String> {
+        if rollout.plan.decision.preconditions.nodes.get(node).map(|n| n.role) != Some(Role::Server) {
+            return None;
+        }
+        if let Some(address) = self.config.nodes.get(node).and_then(|n| n.address.clone()) {
+            return Some(address);
+        }
+        self.addresses.lock().ok()?.get(node).cloned()
+    }
+
+    // ---------------------------------------------------------------------------------------------------- after
+
+    async fn validate_hop(&self, rollout: &Rollout, id: &ActionId, hop: usize) -> Result<Report, Ended> {
+        let within = rollout.plan.decision.manner.ready_within;
+        let give_up = Instant::now() + to_std(within);
+        let began = self.clock.now();
+        let goes_back = rollout.trouble.is_some();
+        loop {
+            let inventory = self.patiently(|| self.inspect()).await?;
+            let now = Baseline::of(&inventory, self.probe_all().await);
+            let findings = if goes_back {
+                after::unchanged(&inventory, &rollout.plan.decision, rollout.id.family())
+            } else {
+                after::truth(&inventory, &rollout.plan.decision, hop, rollout.id.family())
+            };
+            let compared = match &rollout.baseline {
+                Some(before) => regressions(before, &now),
+                None => Ok(Vec::new()),
+            };
+            let (worse, unknown) = match compared {
+                Ok(worse) => (worse, Vec::new()),
+                Err(unknown) => (Vec::new(), unknown),
+            };
+            let blocking: Vec<String> = findings.iter().filter(|f| f.blocks()).map(|f| f.what.clone()).collect();
+            if worse.is_empty() && unknown.is_empty() && blocking.is_empty() {
+                return Ok(Report::Validated { findings, regressions: worse });
+            }
+            // Components and workloads need a while after the last server; what is bad then stays in the report.
+            if Instant::now() >= give_up {
+                if !unknown.is_empty() {
+                    return Err(Ended::Unknown(unknown.join("; ")));
+                }
+                return Ok(Report::Validated { findings, regressions: worse });
+            }
+            let waits = worse.iter().map(|r| format!("{}: {}", r.about, r.now)).chain(unknown).chain(blocking);
+            self.observer.progress(&Progress::Waiting {
+                action: id.clone(),
+                node: None,
+                what: waits.collect::<Vec<_>>().join("; "),
+                since: self.clock.now().duration_since(began),
+                about: None,
+            });
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    // -------------------------------------------------------------------------------------------------- restore
+
+    async fn place(&self, rollout: &Rollout, id: &ActionId, node: &NodeName, swap: &Swap) -> Result<Report, Ended> {
+        let arch = rollout.plan.decision.preconditions.nodes.get(node).map(|n| n.arch);
+        let task = Task::Place { to: swap.to.clone(), artifact: swap.artifact, expect: swap.expect };
+        match self.order(rollout, id, node, swap.role, task.clone()).await {
+            // Not kept on the node: it is sent again.
+            Err(Ended::Failed(Failure { kind: FailureKind::Refused, what, .. })) if what.contains("not staged") => {
+                let arch = arch.ok_or_else(|| failed(FailureKind::Changed, format!("{node} is not in the plan")))?;
+                let artifact = self.patiently(|| self.releases.fetch(&swap.to, arch, ArtifactKind::Binary)).await?;
+                self.patiently(|| self.hosts.stage(node, &artifact)).await?;
+                self.order(rollout, &id.part("staged"), node, swap.role, task).await.map(|_| Report::Plain)
+            }
+            other => other.map(|_| Report::Plain),
+        }
+    }
+
+    async fn reset(
+        &self,
+        rollout: &Rollout,
+        id: &ActionId,
+        node: &NodeName,
+        backup: &BackupRef,
+    ) -> Result<Report, Ended> {
+        let snapshot = self.on_node(node, backup, &rollout.id).await?;
+        let task = match &backup.method {
+            BackupMethod::EtcdSnapshot { .. } => Task::EtcdReset { snapshot },
+            BackupMethod::SqliteOnline { .. } | BackupMethod::SqliteStopped { .. } => {
+                Task::SqliteRestore { copy: snapshot }
+            }
+            BackupMethod::Command { .. } => return self.restore_command(rollout).await,
+        };
+        let report = self.order(rollout, id, node, Role::Server, task).await?;
+        Ok(Report::Reset { already: report.already })
+    }
+
+    /// The backup's database on the node: where it still lies, or sent there out of the vault.
+    async fn on_node(&self, node: &NodeName, backup: &BackupRef, rollout: &RolloutId) -> Result<String, Ended> {
+        if let Some(path) = &backup.on_node {
+            return Ok(path.clone());
+        }
+        let scratch = self.vault.scratch()?;
+        let file = scratch.join("datastore");
+        let sent = async {
+            self.vault.fetch(&backup.name, "datastore", &file).await?;
+            let name = format!("restore-{rollout}");
+            self.patiently(|| self.hosts.push(node, &file, &name, &backup.digest)).await
+        }
+        .await;
+        self.vault.discard(&scratch);
+        sent
+    }
+
+    async fn restore_command(&self, rollout: &Rollout) -> Result<Report, Ended> {
+        let Purpose::Restore { backup, .. } = &rollout.plan.decision.purpose else {
+            return Err(failed(FailureKind::Refused, "this is no restore"));
+        };
+        let Some(argv) = self.config.datastore.as_ref().and_then(|d| d.restore.clone()) else {
+            let what = "no restore command is configured (kadence.yaml: datastore.restore)";
+            return Err(failed(FailureKind::Refused, what));
+        };
+        let scratch = self.vault.scratch()?;
+        let file = scratch.join("datastore");
+        let ran = async {
+            self.vault.fetch(&backup.name, "datastore", &file).await?;
+            self.prober.command(&argv, Some(&file), None).await.map_err(|why| failed(FailureKind::Refused, why))
+        }
+        .await;
+        self.vault.discard(&scratch);
+        match ran? {
+            run if run.exit == 0 => Ok(Report::Plain),
+            run => Err(failed(FailureKind::Refused, format!("the restore command ended with {}", run.exit))),
+        }
+    }
+}
+
+fn one_file(report: TaskReport) -> Result<RemoteFile, Ended> {
+    report
+        .files
+        .into_iter()
+        .next()
+        .ok_or_else(|| failed(FailureKind::BackupUnusable, "the node reports no file for the backup"))
+}
+
+async fn read_snapshot(path: &Path, at_least: u64) -> Result<backup::SnapshotFacts, Ended> {
+    let path = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || {
+        let file = std::fs::File::open(&path).map_err(|e| e.to_string())?;
+        backup::verify_etcd_snapshot(std::io::BufReader::new(file), Some(at_least)).map_err(|e| e.to_string())
+    });
+    match read.await {
+        Ok(Ok(facts)) => Ok(facts),
+        Ok(Err(why)) => Err(failed(FailureKind::BackupUnusable, format!("the snapshot cannot be used: {why}"))),
+        Err(error) => Err(failed(FailureKind::BackupUnusable, format!("the snapshot could not be read: {error}"))),
+    }
+}
+
+/// The server whose files belong to the backup.
+fn first_server(rollout: &Rollout, method: &BackupMethod) -> Option<NodeName> {
+    match method {
+        BackupMethod::EtcdSnapshot { server }
+        | BackupMethod::SqliteOnline { server, .. }
+        | BackupMethod::SqliteStopped { server } => Some(server.clone()),
+        BackupMethod::Command { .. } => rollout
+            .plan
+            .decision
+            .preconditions
+            .nodes
+            .iter()
+            .find(|(_, n)| n.role == Role::Server)
+            .map(|(name, _)| name.clone()),
+    }
+}
+
+/// The plain page beside a backup: how to restore with `age` and `k3s` alone.
+fn page(name: &str, method: &BackupMethod, version: &Version) -> String {
+    let how = match method {
+        BackupMethod::EtcdSnapshot { server } => format!(
+            "3. Stop K3s on every node (`systemctl stop k3s`, on agents `k3s-agent`) and see that no k3s process runs.\n\
+             4. Put {version} on every node as /usr/local/bin/k3s.\n\
+             5. On {server}, without a `server:` line in /etc/rancher/k3s/config.yaml and with the unit's own arguments:\n   \
+             `k3s server --cluster-reset --cluster-reset-restore-path=/root/datastore`\n   \
+             until it says that the membership has been reset. Then `systemctl start k3s`.\n\
+             6. On each other server, one at a time: move /var/lib/rancher/k3s/server/db/etcd aside, start K3s, wait \
+             until its Node is Ready.\n\
+             7. Start K3s on the agents; restart controllers in the cluster.\n"
+        ),
+        BackupMethod::SqliteOnline { server, .. } | BackupMethod::SqliteStopped { server } => format!(
+            "3. Stop K3s on every node.\n\
+             4. Put {version} on every node as /usr/local/bin/k3s.\n\
+             5. On {server}: move state.db, state.db-wal and state.db-shm in /var/lib/rancher/k3s/server/db aside and put \
+             `datastore` there as state.db (owner root, mode 0600).\n\
+             6. `systemctl start k3s`, then the agents.\n"
+        ),
+        BackupMethod::Command { .. } => {
+            "3. Stop K3s on every node, restore the database from `datastore` with your database's own program, put the \
+             old version on every node, start the servers, then the agents.\n"
+                .to_owned()
+        }
+    };
+    format!(
+        "# Backup {name}\n\nMade on {version}. To restore it by hand, with `age` and `k3s` alone:\n\n\
+         1. `age -d -i KEY datastore.age > datastore` and the same for configuration.tar.age, with the private key that \
+         `kadence init` showed.\n\
+         2. Copy `datastore` to the server named below as /root/datastore. The server token is in configuration.tar \
+         (var/lib/rancher/k3s/server/token): without it a snapshot of etcd cannot be used.\n{how}\n\
+         Everything written after the backup is lost.\n"
+    )
+}

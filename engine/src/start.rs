@@ -1,0 +1,330 @@
+//! From a wish to a plan, from a plan to a rollout, and from a stored rollout back to a running one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::future::join_all;
+use uuid::Uuid;
+
+use kadence_core::apply::plan::{Plan, Purpose};
+use kadence_core::apply::planner::{self, NoPlan, Scope};
+use kadence_core::apply::rollout::Rollout;
+use kadence_core::apply::verify;
+use kadence_core::event::{Consent, Ending, Event};
+use kadence_core::fact::Fact;
+use kadence_core::ident::{ClusterUid, NodeName, RolloutId};
+use kadence_core::inventory::{Arch, Cordon, Inventory, Node, Role};
+use kadence_core::track::resolve::{self, Refusal};
+use kadence_core::validate::checks;
+use kadence_core::validate::finding::Finding;
+use kadence_core::version::Version;
+
+use crate::ports::{ApiError, HostAddress, ReleaseError, StoreError, Turn};
+use crate::{Engine, EngineError};
+
+/// What somebody asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// The newest patch of the minor that runs, if absent.
+    pub to: Option<Version>,
+    pub scope: Scope,
+}
+
+/// Why there is no plan, or why a rollout cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Refusal(#[from] Refusal),
+    #[error(transparent)]
+    NoPlan(#[from] NoPlan),
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    #[error(transparent)]
+    Releases(#[from] ReleaseError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The plan breaks a rule that it must keep. A fault of the planner, found by a checker that shares nothing with it.
+    #[error("the plan is unsafe: {}", .0.join("; "))]
+    Unsafe(Vec<String>),
+    #[error("{0} means an outage ({1}): say yes to it (--yes)")]
+    NeedsConsent(String, String),
+    #[error("rollout {0} of this cluster has not ended: kadence resume or kadence abort")]
+    Unfinished(RolloutId),
+    #[error("the log of {rollout} cannot be read: {why}")]
+    Log { rollout: RolloutId, why: String },
+    #[error("the cluster is {found}, the plan is for {planned}")]
+    OtherCluster { found: String, planned: String },
+}
+
+impl From<EngineError> for StartError {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Store(e) => Self::Store(e),
+            EngineError::Api(e) => Self::Api(e),
+            EngineError::Log { rollout, why } => Self::Log { rollout: RolloutId::new(rollout), why },
+            EngineError::Superseded(why) => Self::Store(StoreError::Busy { holder: why, since: "now".to_owned() }),
+        }
+    }
+}
+
+impl Engine {
+    /// Makes a plan for the wish and keeps it. A plan without hops: nothing is to be done.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn plan(&self, inventory: &Inventory, wish: &Wish) -> Result<Plan, StartError> {
+        let catalog = self.releases.catalog().await?;
+        let versions = running(inventory);
+        let archs: BTreeSet<Arch> = inventory.nodes.iter().filter_map(|n| n.arch.known().copied()).collect();
+        let target = match &wish.to {
+            Some(version) => resolve::Wish::To(version.clone()),
+            None => resolve::Wish::NewestPatch,
+        };
+        let ladder = resolve::ladder(&versions, &archs, &target, &catalog, self.clock.now())?;
+        let mut plan = planner::plan(
+            inventory,
+            &ladder,
+            &catalog,
+            &self.config,
+            &wish.scope,
+            self.knowledge,
+            &self.version,
+            self.clock.now(),
+        )?;
+        plan.seen.because.extend(ladder.because.iter().cloned());
+        let faults = verify::faults(&plan);
+        if !faults.is_empty() {
+            return Err(StartError::Unsafe(faults));
+        }
+        self.store.save_plan(&plan).await?;
+        Ok(plan)
+    }
+
+    /// Judges the cluster for a plan's first hop, or in general.
+    ///
+    /// # Errors
+    /// The release source could not be read.
+    pub async fn check(&self, inventory: &Inventory, plan: Option<&Plan>) -> Result<Vec<Finding>, StartError> {
+        let catalog = self.releases.catalog().await?;
+        Ok(checks::run(&checks::Question {
+            inventory,
+            hop: plan.and_then(|p| p.decision.hops.first()),
+            catalog: &catalog,
+            cluster: &self.config,
+            knowledge: self.knowledge,
+            now: self.clock.now(),
+        }))
+    }
+
+    /// Takes the cluster's turn. `seen` is the highest turn the nodes have obeyed so far.
+    ///
+    /// # Errors
+    /// Somebody else has it, or the state cannot be used.
+    pub async fn take_turn(&self, uid: &ClusterUid, seen: u64) -> Result<Turn, StoreError> {
+        self.store.take_turn(uid, &self.actor, seen).await
+    }
+
+    /// Begins a rollout of the plan.
+    ///
+    /// # Errors
+    /// The plan is unsafe or lacks consent, an earlier rollout has not ended, or the state cannot be written.
+    pub async fn begin(&self, plan: Plan, consent: Consent, turn: &Turn) -> Result<Rollout, StartError> {
+        let faults = verify::faults(&plan);
+        if !faults.is_empty() {
+            return Err(StartError::Unsafe(faults));
+        }
+        if let Some(outage) = plan.decision.outage
+            && !consent.outage
+        {
+            return Err(StartError::NeedsConsent(format!("plan {}", plan.hash().short()), outage.words().to_owned()));
+        }
+        let uid = plan.decision.preconditions.cluster_uid.clone();
+        if let Some(unfinished) = self.unfinished(&uid).await? {
+            return Err(StartError::Unfinished(unfinished.id));
+        }
+        let id = RolloutId::new(format!("r{}", Uuid::now_v7().simple()));
+        self.begin_as(id, plan, consent, turn).await
+    }
+
+    pub(crate) async fn begin_as(
+        &self,
+        id: RolloutId,
+        plan: Plan,
+        consent: Consent,
+        turn: &Turn,
+    ) -> Result<Rollout, StartError> {
+        self.store.save_plan(&plan).await?;
+        let uid = plan.decision.preconditions.cluster_uid.clone();
+        let event = Event::Started { cluster: uid.clone(), plan_hash: plan.hash(), plan: Box::new(plan), consent };
+        let started = self.recorded(id.clone(), 1, event);
+        self.store.append(&uid, &started).await?;
+        let mut rollout = Rollout::start(&started).map_err(|e| StartError::Log { rollout: id, why: e.to_string() })?;
+        self.observer.event(&started);
+        self.record(&mut rollout, Event::TurnTaken { turn: turn.number }).await?;
+        self.announce(&rollout, false).await;
+        Ok(rollout)
+    }
+
+    /// The cluster's rollout that has not ended.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn unfinished(&self, uid: &ClusterUid) -> Result<Option<Rollout>, StartError> {
+        let Some(last) = self.store.rollouts(uid).await?.pop() else { return Ok(None) };
+        let rollout = self.rollout(&last).await?;
+        Ok(rollout.ended.is_none().then_some(rollout))
+    }
+
+    /// A rollout as its events tell it.
+    ///
+    /// # Errors
+    /// The state cannot be read, or the log is not whole.
+    pub async fn rollout(&self, id: &RolloutId) -> Result<Rollout, StartError> {
+        let events = self.store.events(id).await?;
+        Rollout::read(&events).map_err(|e| StartError::Log { rollout: id.clone(), why: e.to_string() })
+    }
+
+    /// Takes a stored rollout up again, under a new turn.
+    ///
+    /// # Errors
+    /// The state cannot be written.
+    pub async fn take_up(&self, rollout: &mut Rollout, turn: &Turn) -> Result<(), StartError> {
+        // Where nodes are is not in the log: it is asked again.
+        if let Ok(nodes) = self.api.nodes().await {
+            self.learn(&nodes);
+        } else {
+            self.learn_from_plan(rollout);
+        }
+        self.record(rollout, Event::TurnTaken { turn: turn.number }).await?;
+        self.record(rollout, Event::Resumed).await?;
+        self.announce(rollout, false).await;
+        Ok(())
+    }
+
+    fn learn_from_plan(&self, rollout: &Rollout) {
+        let addresses = &rollout.plan.seen.addresses;
+        let nodes = &rollout.plan.decision.preconditions.nodes;
+        let hosts: BTreeMap<_, _> = addresses
+            .iter()
+            .filter_map(|(name, address)| {
+                let role = nodes.get(name)?.role;
+                Some((name.clone(), HostAddress { role, address: address.clone() }))
+            })
+            .collect();
+        let servers: Vec<String> =
+            hosts.values().filter(|h| h.role == Role::Server).map(|h| h.address.clone()).collect();
+        self.api.learn_servers(&servers);
+        self.hosts.learn_nodes(&hosts);
+        if let Ok(mut known) = self.addresses.lock() {
+            known.extend(addresses.iter().map(|(name, address)| (name.clone(), address.clone())));
+        }
+    }
+
+    /// The marks of a rollout on nodes, for a Kadence that has no log of it: its id and the nodes that carry it.
+    pub fn marks(inventory: &Inventory) -> Vec<(NodeName, kadence_core::inventory::Mark)> {
+        inventory
+            .nodes
+            .iter()
+            .filter_map(|n| match n.cordon() {
+                Cordon::Ours { mark } => Some((n.name.clone(), mark.clone())),
+                Cordon::None | Cordon::Foreign => None,
+            })
+            .collect()
+    }
+
+    /// Begins a rollout that takes over from one whose log is elsewhere: it finds and lifts that one's cordons.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
+    pub async fn adopt(
+        &self,
+        old: &RolloutId,
+        plan: Plan,
+        consent: Consent,
+        turn: &Turn,
+    ) -> Result<Rollout, StartError> {
+        self.begin_as(old.adopted(), plan, consent, turn).await
+    }
+
+    /// Lifts cordons that carry the mark of this rollout's family, of nodes that are Ready; returns the nodes whose
+    /// cordon stays.
+    ///
+    /// # Errors
+    /// The API could not be reached.
+    pub async fn lift_marks(&self, inventory: &Inventory, rollout: &RolloutId) -> Result<Vec<NodeName>, ApiError> {
+        let mut stay = Vec::new();
+        for (node, mark) in Self::marks(inventory) {
+            let ready = inventory.node(&node).is_some_and(|n| n.ready.is(&true));
+            let ours = RolloutId::new(mark.rollout.as_str()).family() == rollout.family();
+            if !(ready && ours && self.api.uncordon(&node, rollout).await?) {
+                stay.push(node);
+            }
+        }
+        Ok(stay)
+    }
+
+    /// Ends a rollout that is held, so that another can begin: what it changed stays as it is.
+    ///
+    /// # Errors
+    /// The state cannot be written, or somebody is at work on it.
+    pub async fn give_up(&self, mut rollout: Rollout) -> Result<(), StartError> {
+        let _turn = self.take_turn(&rollout.cluster, rollout.turn).await?;
+        let ending = Ending::Aborted { mixed: rollout.mixed() };
+        self.record(&mut rollout, Event::Ended { ending, outage: None }).await?;
+        Ok(())
+    }
+
+    /// The newest rollout that changed a node and is not itself a way back.
+    ///
+    /// # Errors
+    /// The state cannot be read.
+    pub async fn last_changing(&self, uid: &ClusterUid) -> Result<Option<Rollout>, StartError> {
+        for id in self.store.rollouts(uid).await?.into_iter().rev() {
+            let rollout = self.rollout(&id).await?;
+            match rollout.plan.decision.purpose {
+                Purpose::Update if !rollout.versions.is_empty() => return Ok(Some(rollout)),
+                // What it took back is back; before it there is nothing that a second way back could mean.
+                Purpose::Rollback { .. } | Purpose::Restore { .. } if rollout.completed() => return Ok(None),
+                Purpose::Update | Purpose::Rollback { .. } | Purpose::Restore { .. } => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// What runs now, for planning a way back. While the API is away the nodes are those of the rollout's plan, with
+    /// what their hosts say.
+    pub async fn look_for_rollback(&self, last: &Rollout) -> Inventory {
+        if let Ok(inventory) = self.inspect().await {
+            return inventory;
+        }
+        self.learn_from_plan(last);
+        let preconditions = &last.plan.decision.preconditions;
+        let asked = join_all(preconditions.nodes.iter().map(|(name, was)| async move {
+            let host = Fact::from(self.hosts.facts(name).await);
+            let away = || "the API did not answer".to_owned();
+            Node {
+                name: name.clone(),
+                uid: was.uid.clone(),
+                role: was.role,
+                etcd: Fact::Unknown(away()),
+                apiserver: Fact::Unknown(away()),
+                version: host.as_ref().and_then(|h| h.install.as_ref()).and_then(|i| i.version.clone()),
+                ready: Fact::Unknown(away()),
+                address: last.plan.seen.addresses.get(name).cloned().unwrap_or_default(),
+                arch: Fact::Known(was.arch),
+                object: None,
+                host,
+            }
+        }));
+        Inventory::of_hosts(self.cluster.clone(), preconditions.cluster_uid.clone(), asked.await, self.clock.now())
+    }
+
+    /// The highest turn that the nodes have obeyed.
+    pub fn turn_seen(inventory: &Inventory) -> u64 {
+        inventory.nodes.iter().filter_map(|n| n.host.known()).map(|h| h.turn).max().unwrap_or_default()
+    }
+}
+
+/// The versions that run, of the nodes whose version is known; the planner refuses where one is not.
+fn running(inventory: &Inventory) -> BTreeMap<NodeName, (Role, Version)> {
+    inventory.nodes.iter().filter_map(|n| Some((n.name.clone(), (n.role, n.version.known()?.clone())))).collect()
+}

@@ -1,0 +1,14 @@
+//! The report of a rollout.
+
+use kadence_core::event::Recorded;
+use serde_json::{Value, json};
+
+/// The report as one document.
+pub fn json(events: &[Recorded]) -> Value {
+    json!({ "schema": 1, "events": events })
+}
+
+/// The report as a self-contained page.
+pub fn html(_events: &[Recorded]) -> String {
+    "<!doctype html>".to_owned()
+}
