@@ -115,9 +115,8 @@ impl From<EngineError> for Failure {
             EngineError::Store(error) => error.into(),
             EngineError::Api(error) => error.into(),
             EngineError::Log { .. } => Self::new(Exit::Wrong, "E-LOG", error.to_string()),
-            EngineError::Superseded(_) => {
-                Self::new(Exit::Held, "E-SUPERSEDED", error.to_string()).next("let the other one finish: kadence status")
-            }
+            EngineError::Superseded(_) => Self::new(Exit::Held, "E-SUPERSEDED", error.to_string())
+                .next("let the other one finish: kadence status"),
         }
     }
 }

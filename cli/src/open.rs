@@ -8,11 +8,11 @@ use kadence_core::config::Config;
 use kadence_core::ident::{ClusterName, ClusterUid};
 use kadence_core::knowledge::Knowledge;
 use kadence_engine::Engine;
-use kadence_engine::config::{self, ConfigError};
+use kadence_engine::config;
 use kadence_engine::ports::{Clock, Observer, Store as _};
 use kadence_kubernetes::KubeApi;
 use kadence_probes::Probes;
-use kadence_ssh::SshHosts;
+use kadence_ssh::{HmacKey, SshHosts};
 use kadence_store::{AgeVault, SqliteStore};
 
 use crate::args::Global;
@@ -21,16 +21,14 @@ use crate::exit::{Exit, Failure};
 /// The configuration, read, with its paths made absolute.
 pub(crate) struct Opened {
     pub(crate) config: Config,
-    pub(crate) folder: PathBuf,
     state: PathBuf,
 }
 
 /// Reads the configuration.
 pub(crate) fn config(global: &Global) -> Result<Opened, Failure> {
     let file = &global.config;
-    let text = fs_err::read_to_string(file).map_err(|error| {
-        Failure::new(Exit::Wrong, "E-CONFIG", error.to_string()).next("kadence init writes one")
-    })?;
+    let text = fs_err::read_to_string(file)
+        .map_err(|error| Failure::new(Exit::Wrong, "E-CONFIG", error.to_string()).next("kadence init writes one"))?;
     let mut config = config::parse(&text, &file.display().to_string())?;
     let folder = std::path::absolute(file)
         .ok()
@@ -41,7 +39,7 @@ pub(crate) fn config(global: &Global) -> Result<Opened, Failure> {
     }
     config::resolve_paths(&mut config, &folder, std::env::home_dir().as_deref());
     let state = global.state.clone().unwrap_or_else(|| folder.join("state"));
-    Ok(Opened { config, folder, state })
+    Ok(Opened { config, state })
 }
 
 struct SystemClock;
@@ -81,11 +79,12 @@ impl Opened {
         let store = self.store().await?;
         let api = KubeApi::connect(&cluster.kubeconfig, cluster.context.as_deref())
             .map_err(|error| Failure::new(Exit::Wrong, "E-KUBECONFIG", error.to_string()))?;
-        let hosts = SshHosts::new(&cluster, store.hash_key())
+        let hosts = SshHosts::new(&cluster, HmacKey::new(store.hash_key()))
             .map_err(|error| Failure::new(Exit::Wrong, "E-SSH", error.to_string()))?;
         let releases = kadence_releases::open(&self.config.releases, &self.state.join("releases"))
             .map_err(|error| Failure::new(Exit::Wrong, "E-RELEASES", error.to_string()))?;
         let vault = AgeVault::open(&self.state, &self.config.backups)?;
+        let prober = Probes::new().map_err(|error| Failure::new(Exit::Failed, "E-PROBES", error))?;
         Ok(Engine {
             cluster: ClusterName::new(name),
             config: Arc::new(cluster),
@@ -94,7 +93,7 @@ impl Opened {
             releases: Arc::from(releases),
             store: Arc::new(store),
             vault: Arc::new(vault),
-            prober: Arc::new(Probes::new()),
+            prober: Arc::new(prober),
             clock: Arc::new(SystemClock),
             observer,
             knowledge: Knowledge::embedded(),

@@ -26,7 +26,8 @@ impl Screen {
         let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         let live = terminal.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
+            let style =
+                ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
             bar.set_style(style);
             bar
         });
@@ -62,9 +63,7 @@ impl Screen {
         let _ = write!(stderr, "{question} [y/N] ");
         let _ = stderr.flush();
         let mut answer = String::new();
-        std::io::stdin()
-            .read_line(&mut answer)
-            .map_err(|e| Failure::new(Exit::Wrong, "E-INPUT", e.to_string()))?;
+        std::io::stdin().read_line(&mut answer).map_err(|e| Failure::new(Exit::Wrong, "E-INPUT", e.to_string()))?;
         Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
     }
 

@@ -4,6 +4,8 @@
 //! [`Inventory`]. Nothing here decides.
 
 pub mod assemble;
+#[cfg(test)]
+pub(crate) mod example;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -204,8 +204,6 @@ pub(crate) struct Folder {
     pub(crate) order: Vec<ActionId>,
     pub(crate) busy: Option<ActionId>,
     pub(crate) files: BTreeMap<String, Arc<Stored>>,
-    /// Folders with a cold copy of the database.
-    pub(crate) cold: BTreeMap<String, (Version, Objects)>,
     /// A rename that is not on the disk yet: what a power cut brings back.
     pub(crate) unsynced: Option<Binary>,
 }
@@ -264,7 +262,7 @@ pub(crate) enum Effect {
     ClusterVersion { cluster: u32 },
     PowerBack { node: NodeName },
     Booted { node: NodeName },
-    Step { node: NodeName, action: ActionId, step: usize },
+    Step { node: NodeName, action: ActionId, run: u32, step: usize },
     PodGone { place: Place, uid: String, grow: bool },
     PodReady { place: Place, uid: String },
     Fault { index: usize },
@@ -1352,7 +1350,7 @@ impl State {
             Effect::ClusterVersion { cluster } => self.raise_cluster_version(cluster),
             Effect::PowerBack { node } => self.after_millis(4000, 8000, Effect::Booted { node }),
             Effect::Booted { node } => self.booted(&node),
-            Effect::Step { node, action, step } => self.step(&node, &action, step),
+            Effect::Step { node, action, run, step } => self.step(&node, &action, run, step),
             Effect::PodGone { place, uid, grow } => self.pod_gone(&place, &uid, grow),
             Effect::PodReady { place, uid } => self.pod_ready(&place, &uid),
             Effect::Fault { index } => self.strike(index),

@@ -12,3 +12,11 @@ pub fn json(events: &[Recorded]) -> Value {
 pub fn html(_events: &[Recorded]) -> String {
     "<!doctype html>".to_owned()
 }
+
+/// The report as text.
+pub fn text(events: &[Recorded], style: crate::Style) -> String {
+    match kadence_core::apply::rollout::Rollout::read(events) {
+        Ok(rollout) => crate::status::ending(&rollout, style),
+        Err(error) => format!("The log cannot be read: {error}\n"),
+    }
+}

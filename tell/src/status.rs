@@ -48,3 +48,50 @@ pub fn json(rollout: &Rollout) -> Value {
 pub fn text(rollout: &Rollout, _now: Timestamp, style: Style) -> String {
     ending(rollout, style)
 }
+
+/// A cluster's rollouts, oldest first.
+pub fn history(cluster: &str, rollouts: &[Rollout], _style: Style) -> String {
+    if rollouts.is_empty() {
+        return format!("{cluster} had no rollout yet.\n");
+    }
+    let mut text = String::new();
+    for rollout in rollouts {
+        text.push_str(&format!("{}  {}  {}\n", rollout.started, rollout.id, rollout.plan.decision.target));
+    }
+    text
+}
+
+/// What `why` answers from.
+#[derive(Clone, Copy, Debug)]
+pub struct Why<'a> {
+    pub inventory: &'a kadence_core::inventory::Inventory,
+    /// The rollout that has not ended.
+    pub unfinished: Option<&'a Rollout>,
+    /// The plan that would be made now, or why there is none.
+    pub plan: Result<&'a kadence_core::apply::plan::Plan, &'a String>,
+    pub findings: &'a [kadence_core::validate::finding::Finding],
+}
+
+/// Why this version, why not now, what is waited for, what is mixed and since when.
+pub fn why(why: &Why<'_>, now: Timestamp, style: Style) -> String {
+    match why.unfinished {
+        Some(rollout) => text(rollout, now, style),
+        None => match why.plan {
+            Ok(plan) => plan.seen.because.join("\n") + "\n",
+            Err(error) => format!("No plan: {error}\n"),
+        },
+    }
+}
+
+/// The same as one document.
+pub fn why_json(why: &Why<'_>) -> Value {
+    json!({
+        "schema": 1,
+        "cluster": why.inventory.cluster,
+        "unfinished": why.unfinished.map(json),
+        "target": why.plan.ok().map(|p| &p.decision.target),
+        "because": why.plan.ok().map(|p| &p.seen.because),
+        "no_plan": why.plan.err(),
+        "findings": why.findings,
+    })
+}

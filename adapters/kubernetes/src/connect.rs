@@ -158,3 +158,105 @@ fn base64(text: &str) -> Option<Vec<u8>> {
     use base64::Engine as _;
     base64::engine::general_purpose::STANDARD.decode(text.trim()).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("kubeconfig");
+        std::fs::write(&path, text).expect("written");
+        (folder, path)
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-24T02:00:00Z".parse().expect("time")
+    }
+
+    fn error(text: &str, context: Option<&str>) -> String {
+        let (_folder, path) = written(text);
+        let Err(error) = read(&path, context, now()) else {
+            return "no error".to_owned();
+        };
+        error.to_string().replace(&path.display().to_string(), "FILE")
+    }
+
+    const CONFIG: &str = "\
+apiVersion: v1
+kind: Config
+current-context: shop
+clusters:
+- name: c
+  cluster:
+    server: https://10.0.0.11:6443
+users:
+- name: u
+  user:
+    token: t
+contexts:
+- name: shop
+  context: { cluster: c, user: u }
+- name: yard
+  context: { cluster: c, user: u }
+";
+
+    #[test]
+    fn each_way_in_which_it_fails_is_told() {
+        let missing = read(Path::new("/nowhere/kubeconfig"), None, now()).err().expect("missing").to_string();
+        assert_eq!(missing, "there is no kubeconfig /nowhere/kubeconfig (kadence.yaml: kubeconfig)");
+        for (config, context, expected) in [
+            (CONFIG.replace("current-context: shop", "current-context: \"\""), None, "has no current context"),
+            (CONFIG.to_owned(), Some("garden"), "has no context `garden`; there are: shop, yard"),
+            (CONFIG.replace("- name: c\n", "- name: other\n"), None, "there is no cluster `c`"),
+            (CONFIG.replace("- name: u\n", "- name: other\n"), None, "there is no user `u`"),
+            (CONFIG.replace("https://10.0.0.11:6443", "http://10.0.0.11"), None, "is not an https address"),
+            (CONFIG.replace("server: h", "proxy-url: socks5://x\n    server: h"), None, "goes through a proxy"),
+            (CONFIG.replace("server: h", "certificate-authority-data: '%'\n    server: h"), None, "not base64"),
+            (CONFIG.replace("server: h", "certificate-authority: /nowhere/ca\n    server: h"), None, "/nowhere/ca"),
+            (String::new(), None, "has no current context"),
+        ] {
+            let said = error(&config, context);
+            assert!(said.contains(expected), "{said}");
+        }
+        let (_folder, path) = written(CONFIG);
+        assert!(read(&path, None, now()).is_ok_and(|access| access.ca.is_none() && !access.config.default_retry));
+        assert!(read(&path, Some("yard"), now()).is_ok());
+    }
+
+    #[test]
+    fn a_malformed_file_is_told_by_its_place_and_without_its_secrets() {
+        let key = "LS0tLS1CRUdJTiBFQyBQUklWQVRFIEtFWS0tLS0tTUhjQ0FRRUVJ";
+        let broken = CONFIG.replace("    token: t", &format!("    token: t\n    client-key-data: {key}\n   bad: ["));
+        let said = error(&broken, None);
+        assert!(said.starts_with("kubeconfig FILE:13:") && said.contains("is malformed"), "{said}");
+        let of_another_type = CONFIG.replace("  user:\n    token: t", &format!("  user: {key}"));
+        for text in [broken, of_another_type] {
+            let said = error(&text, None);
+            assert!(!said.contains(&key[..20]), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_client_certificate_that_has_ended_is_refused_before_anything_is_sent() {
+        for (end, refused) in [(date_time_ymd(2026, 11, 23), true), (date_time_ymd(2026, 11, 25), false)] {
+            let key = KeyPair::generate().expect("key");
+            let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+            params.not_before = date_time_ymd(2025, 11, 23);
+            params.not_after = end;
+            let pem = params.self_signed(&key).expect("certificate").pem();
+            let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+            let user = format!(
+                "    client-certificate-data: {}\n    client-key-data: {}",
+                base64(&pem),
+                base64(&key.serialize_pem())
+            );
+            let said = error(&CONFIG.replace("    token: t", &user), None);
+            let expected = "context `shop`, expired on 2026-11-23T00:00:00Z";
+            assert_eq!(said.contains(expected), refused, "{said}");
+        }
+    }
+}

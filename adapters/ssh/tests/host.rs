@@ -302,8 +302,10 @@ async fn a_cut_connection_does_not_cut_the_work() {
     hosts.stage(&node(), &new).await.expect("staged");
     host.run("echo data > /var/lib/rancher/k3s/server/db/state.db; touch /run/hold-stop");
     let task = swap(&new, &old, true);
+    // The journal of the host remembers earlier runs of this test.
+    let id = format!("cut-{}", std::process::id());
     let acting = {
-        let (hosts, order) = (Arc::clone(&hosts), order("r-1", 1, task.clone()));
+        let (hosts, order) = (Arc::clone(&hosts), order(&id, 1, task.clone()));
         tokio::spawn(async move { hosts.act(&node(), &order).await })
     };
     host.until("in the middle", "[ \"$(systemctl show -p ActiveState --value k3s)\" = deactivating ]").await;
@@ -314,14 +316,14 @@ async fn a_cut_connection_does_not_cut_the_work() {
 
     // Asked again while it is still at work: waits for the same.
     let waiting = {
-        let (hosts, order) = (Arc::clone(&hosts), order("r-1", 1, task));
+        let (hosts, order) = (Arc::clone(&hosts), order(&id, 1, task));
         tokio::spawn(async move { hosts.act(&node(), &order).await })
     };
-    host.until("somebody waits for it", "pgrep -f '[k]adence .* order r-1' > /dev/null").await;
+    host.until("somebody waits for it", "pgrep -f '[k]adence .* order cut-' > /dev/null").await;
     host.run("rm /run/hold-stop");
     waiting.await.expect("ended").expect("done");
     assert_eq!(host.installed(), new.digest);
-    assert_eq!(host.run("journalctl -q -o cat -u kadence-r-1 | grep -c '^Starting'"), "1", "one unit did it");
+    assert_eq!(host.run(&format!("journalctl -q -o cat -u kadence-{id} | grep -c '^Starting'")), "1", "one unit did it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

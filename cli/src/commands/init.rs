@@ -11,8 +11,10 @@ use kadence_core::ident::NodeName;
 use kadence_core::inventory::{ApiNode, Role};
 use kadence_engine::ports::{Api as _, HostAddress, HostError, Hosts as _};
 use kadence_kubernetes::KubeApi;
-use kadence_ssh::SshHosts;
+use kadence_ssh::{HmacKey, SshHosts};
 use kadence_store::generate_identity;
+
+use age::secrecy::ExposeSecret as _;
 
 use crate::args::{Global, Init};
 use crate::exit::{Exit, Failure};
@@ -39,9 +41,13 @@ pub(crate) async fn run(global: &Global, args: &Init) -> Result<Exit, Failure> {
         say(line.clone());
     }
     let (secret, recipient) = generate_identity();
+    let secret = secret.expose_secret();
     let folder = std::path::absolute(file).ok().and_then(|f| f.parent().map(Path::to_owned)).unwrap_or_default();
     let key_file = folder.join("kadence-backup.key");
-    write_new(&key_file, &format!("# The private key of Kadence's backups. Keep a copy away from this machine.\n{secret}\n"))?;
+    write_new(
+        &key_file,
+        &format!("# The private key of Kadence's backups. Keep a copy away from this machine.\n{secret}\n"),
+    )?;
     let releases = global.releases.clone().unwrap_or_else(|| "github".to_owned());
     let text = yaml(&Choices {
         name: &name,
@@ -70,9 +76,8 @@ fn kubeconfig(args: &Init) -> Result<PathBuf, Failure> {
     if let Some(file) = &args.kubeconfig {
         return Ok(file.clone());
     }
-    let mut places: Vec<PathBuf> = std::env::var_os("KUBECONFIG")
-        .map(|list| std::env::split_paths(&list).collect())
-        .unwrap_or_default();
+    let mut places: Vec<PathBuf> =
+        std::env::var_os("KUBECONFIG").map(|list| std::env::split_paths(&list).collect()).unwrap_or_default();
     places.extend(std::env::home_dir().map(|home| home.join(".kube/config")));
     places.push(PathBuf::from("/etc/rancher/k3s/k3s.yaml"));
     places.iter().find(|p| p.is_file()).cloned().ok_or_else(|| {
@@ -103,17 +108,21 @@ fn answer(args: &Init, what: &str, given: Option<&str>, default: &str) -> Result
 }
 
 fn check_name(name: &str) -> Result<(), Failure> {
-    let good = !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_' || b == b'.');
+    let good =
+        !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_' || b == b'.');
     if good {
         return Ok(());
     }
-    Err(Failure::new(Exit::Wrong, "E-NAME", format!("`{name}` is no name for a cluster: letters, digits, `-`, `_`, `.`")))
+    Err(Failure::new(
+        Exit::Wrong,
+        "E-NAME",
+        format!("`{name}` is no name for a cluster: letters, digits, `-`, `_`, `.`"),
+    ))
 }
 
 fn found(kubeconfig: &Path, nodes: &[ApiNode]) -> String {
     let servers = nodes.iter().filter(|n| n.control_plane || n.etcd_label).count();
-    let mut versions: Vec<String> =
-        nodes.iter().filter_map(|n| n.version.known()).map(ToString::to_string).collect();
+    let mut versions: Vec<String> = nodes.iter().filter_map(|n| n.version.known()).map(ToString::to_string).collect();
     versions.sort();
     versions.dedup();
     let datastore = if nodes.iter().any(|n| n.etcd_label) { "embedded etcd" } else { "no embedded etcd" };
@@ -161,7 +170,8 @@ async fn reach(
         waivers: Vec::new(),
     };
     // Nothing is compared between runs here, so the key for hashes may be any.
-    let hosts = SshHosts::new(&cluster, [0; 32]).map_err(|e| Failure::new(Exit::Wrong, "E-SSH", e.to_string()))?;
+    let hosts = SshHosts::new(&cluster, HmacKey::new([0; 32]))
+        .map_err(|e| Failure::new(Exit::Wrong, "E-SSH", e.to_string()))?;
     hosts.learn_nodes(&addresses);
     for (name, host) in &addresses {
         match hosts.facts(name).await {
@@ -183,7 +193,10 @@ async fn reach(
         }
     }
     if failed > 0 {
-        lines.push(format!("{failed} of {} hosts cannot be reached yet; kadence check says the same until they can.", addresses.len()));
+        lines.push(format!(
+            "{failed} of {} hosts cannot be reached yet; kadence check says the same until they can.",
+            addresses.len()
+        ));
     }
     Ok((ssh, lines))
 }
@@ -209,7 +222,10 @@ fn yaml(choices: &Choices<'_>) -> String {
     let quoted = |text: &str| serde_json::to_string(text).unwrap_or_default();
     let path = |path: &Path| quoted(&path.to_string_lossy());
     let mut text = String::new();
-    let _ = writeln!(text, "# Kadence's configuration. `kadence config check` reads it, `kadence config schema` describes it.");
+    let _ = writeln!(
+        text,
+        "# Kadence's configuration. `kadence config check` reads it, `kadence config schema` describes it."
+    );
     let _ = writeln!(text, "\n# Where releases come from: github, a folder, or an URL with a releases.json.");
     let _ = writeln!(text, "releases: {}", quoted(choices.releases));
     let _ = writeln!(text, "\n# Backups are encrypted to every key here; the private key opens them for a restore.");
@@ -233,7 +249,8 @@ fn yaml(choices: &Choices<'_>) -> String {
     }
     match &ssh.sudo {
         Sudo::No => {
-            let _ = writeln!(text, "      # sudo: passwordless    or    sudo: {{password: {{file: F}}}} or {{env: NAME}}");
+            let _ =
+                writeln!(text, "      # sudo: passwordless    or    sudo: {{password: {{file: F}}}} or {{env: NAME}}");
         }
         Sudo::Passwordless => {
             let _ = writeln!(text, "      sudo: passwordless");

@@ -77,8 +77,8 @@ pub(crate) async fn plan(global: &Global, args: &Plan) -> Result<Exit, Failure> 
     let inventory = look(&engine, &args.cluster).await?;
     let plan = engine.plan(&inventory, &wish(&args.target)).await?;
     if let Some(file) = &args.write {
-        let text = serde_json::to_string_pretty(&plan)
-            .map_err(|e| Failure::new(Exit::Failed, "E-OUTPUT", e.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&plan).map_err(|e| Failure::new(Exit::Failed, "E-OUTPUT", e.to_string()))?;
         fs_err::write(file, text).map_err(|e| Failure::new(Exit::Wrong, "E-PLAN-FILE", e.to_string()))?;
     }
     match (global.output, args.runbook) {
@@ -199,7 +199,12 @@ pub(crate) async fn why(global: &Global, cluster: &str) -> Result<Exit, Failure>
     let plan = engine.plan(&inventory, &kadence_engine::Wish::default()).await;
     let findings = engine.check(&inventory, plan.as_ref().ok()).await?;
     let plan = plan.map_err(|e| e.to_string());
-    let why = kadence_tell::status::Why { inventory: &inventory, unfinished: last.as_ref(), plan: plan.as_ref(), findings: &findings };
+    let why = kadence_tell::status::Why {
+        inventory: &inventory,
+        unfinished: last.as_ref(),
+        plan: plan.as_ref(),
+        findings: &findings,
+    };
     match global.output {
         Output::Json => screen.json(&kadence_tell::status::why_json(&why))?,
         Output::Text => print(&kadence_tell::status::why(&why, engine.clock.now(), screen.style())),
@@ -242,7 +247,8 @@ pub(crate) async fn report(global: &Global, args: &Report) -> Result<Exit, Failu
 }
 
 fn read(events: &[kadence_core::event::Recorded], id: &str) -> Result<Rollout, Failure> {
-    Rollout::read(events).map_err(|e| Failure::new(Exit::Wrong, "E-LOG", format!("the log of {id} cannot be read: {e}")))
+    Rollout::read(events)
+        .map_err(|e| Failure::new(Exit::Wrong, "E-LOG", format!("the log of {id} cannot be read: {e}")))
 }
 
 fn print_text(global: &Global, text: &str) {

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::args::{Apply, Global, Output, Resume, Rollback, Target};
 use crate::exit::{Exit, Failure, of_driven};
-use crate::open::{self, Opened};
+use crate::open;
 use crate::screen::{Screen, say};
 
 pub(crate) fn wish(target: &Target) -> Wish {
@@ -131,11 +131,18 @@ async fn adopt(global: &Global, args: &Resume, engine: &Engine, screen: &Arc<Scr
             return Ok(Exit::Done);
         }
         let names: Vec<&str> = stay.iter().map(kadence_core::ident::NodeName::as_str).collect();
-        return Err(Failure::new(Exit::Held, "E-NOT-READY", format!("{} is not Ready: its cordon stays", names.join(", ")))
-            .next("look at it, then resume --adopt again"));
+        return Err(Failure::new(
+            Exit::Held,
+            "E-NOT-READY",
+            format!("{} is not Ready: its cordon stays", names.join(", ")),
+        )
+        .next("look at it, then resume --adopt again"));
     }
     let names: Vec<String> = marks.iter().map(|(node, _)| node.to_string()).collect();
-    say(format!("Taking over {old}; it has in hand: {}.", if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }));
+    say(format!(
+        "Taking over {old}; it has in hand: {}.",
+        if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+    ));
     if plan.decision.outage.is_some() && !args.yes {
         return Err(Failure::new(Exit::Refused, "E-CONSENT", "going on means an outage").next("add --yes"));
     }
@@ -162,7 +169,11 @@ pub(crate) async fn rollback(global: &Global, args: &Rollback) -> Result<Exit, F
         engine.give_up(unfinished).await?;
     }
     let Some(last) = engine.last_changing(&uid).await? else {
-        return Err(Failure::new(Exit::Refused, "E-NOTHING-TO-UNDO", format!("{} has no rollout to take back", args.cluster)));
+        return Err(Failure::new(
+            Exit::Refused,
+            "E-NOTHING-TO-UNDO",
+            format!("{} has no rollout to take back", args.cluster),
+        ));
     };
     let inventory = engine.look_for_rollback(&last).await;
     let plan = way_back::plan(&last, &inventory, &engine.config, &engine.version, engine.clock.now())?;
@@ -200,7 +211,11 @@ pub(crate) async fn ask(global: &Global, cluster: &str, request: Request) -> Res
         None => None,
     };
     let Some(rollout) = rollout else {
-        return Err(Failure::new(Exit::Refused, "E-NOTHING-RUNS", format!("no rollout of {cluster} is running or held")));
+        return Err(Failure::new(
+            Exit::Refused,
+            "E-NOTHING-RUNS",
+            format!("no rollout of {cluster} is running or held"),
+        ));
     };
     store.request(&uid, request).await?;
     let word = match request {
@@ -259,7 +274,9 @@ async fn find_plan(engine: &Engine, which: &str) -> Result<Plan, Failure> {
             1 => Ok(plans.remove(0)),
             0 => Err(Failure::new(Exit::Wrong, "E-NO-SUCH-PLAN", format!("no plan is called {which}"))
                 .next(format!("kadence plan {}", engine.cluster))),
-            n => Err(Failure::new(Exit::Wrong, "E-AMBIGUOUS", format!("{n} plans begin with {which}: give more digits"))),
+            n => {
+                Err(Failure::new(Exit::Wrong, "E-AMBIGUOUS", format!("{n} plans begin with {which}: give more digits")))
+            }
         };
     }
     let text = fs_err::read_to_string(which).map_err(|e| Failure::new(Exit::Wrong, "E-PLAN-FILE", e.to_string()))?;
@@ -272,7 +289,8 @@ async fn drive(engine: &Engine, rollout: &mut Rollout, screen: &Arc<Screen>) -> 
     let (ask, mut stop) = mpsc::unbounded_channel();
     let interrupt = tokio::spawn(async move {
         if tokio::signal::ctrl_c().await.is_ok() {
-            say("Pausing before the next node; press Ctrl-C again to leave at once (kadence resume goes on).".to_owned());
+            say("Pausing before the next node; press Ctrl-C again to leave at once (kadence resume goes on)."
+                .to_owned());
             let _ = ask.send(Request::Pause);
         }
         if tokio::signal::ctrl_c().await.is_ok() {
@@ -292,11 +310,4 @@ fn finish(global: &Global, rollout: &Rollout, driven: &Driven, screen: &Arc<Scre
         screen.json(&kadence_tell::status::json(rollout))?;
     }
     Ok(of_driven(driven))
-}
-
-impl Opened {
-    /// Where the configuration lies; relative files of commands are looked for there.
-    pub(crate) fn folder(&self) -> &std::path::Path {
-        &self.folder
-    }
 }

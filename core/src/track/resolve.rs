@@ -53,13 +53,7 @@ pub enum Refusal {
         runs: Version,
     },
     /// A higher number, built before what runs: fixes that run today would be missing.
-    OlderBuilt {
-        target: Version,
-        published: Timestamp,
-        runs: Version,
-        runs_published: Timestamp,
-        instead: Option<Version>,
-    },
+    OlderBuilt(Box<OlderBuilt>),
     NoSuchRelease {
         target: Version,
         source: String,
@@ -90,20 +84,34 @@ pub enum Refusal {
         instead: Option<Version>,
     },
     /// A minor in between has no release that can be stepped on.
-    MinorMissing {
-        minor: Minor,
-        from: Version,
-        target: Version,
-        source: String,
-        but: Vec<String>,
-    },
+    MinorMissing(Box<MinorMissing>),
     /// Nothing of the minor that runs, or of a later one, is in the source.
     NothingOfThisMinor {
-        minor: Minor,
         runs: Version,
         source: String,
         newest: Option<Version>,
     },
+}
+
+/// See [`Refusal::OlderBuilt`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OlderBuilt {
+    pub target: Version,
+    pub published: Timestamp,
+    pub runs: Version,
+    pub runs_published: Timestamp,
+    pub instead: Option<Version>,
+}
+
+/// See [`Refusal::MinorMissing`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MinorMissing {
+    pub minor: Minor,
+    pub from: Version,
+    pub target: Version,
+    pub source: String,
+    /// Releases of the minor that there are, with what speaks against each.
+    pub but: Vec<String>,
 }
 
 /// Monthly releases of all minors come out together, over some days and in any order (four days at most in 2025 and
@@ -228,7 +236,6 @@ impl<'a> World<'a> {
         }
         if !self.catalog.releases.values().any(|release| release.version.minor() == minor) {
             return Err(Refusal::NothingOfThisMinor {
-                minor,
                 runs: runs.clone(),
                 source: self.catalog.source.clone(),
                 newest: self
@@ -281,7 +288,8 @@ impl<'a> World<'a> {
             Some(Obstacle::Prerelease) => Err(Refusal::Prerelease { target, instead: instead() }),
             Some(Obstacle::NoBinary(arch)) => Err(Refusal::NoBinary { target, arch, source, instead: instead() }),
             Some(Obstacle::OlderBuilt { published, runs, runs_published }) => {
-                Err(Refusal::OlderBuilt { target, published, runs, runs_published, instead: instead() })
+                let instead = instead();
+                Err(Refusal::OlderBuilt(Box::new(OlderBuilt { target, published, runs, runs_published, instead })))
             }
         }
     }
@@ -323,7 +331,8 @@ impl<'a> World<'a> {
             });
             let Some(rung) = rung else {
                 let (from, target) = (from.clone(), target.version.clone());
-                return Err(Refusal::MinorMissing { minor, from, target, source: self.catalog.source.clone(), but });
+                let source = self.catalog.source.clone();
+                return Err(Refusal::MinorMissing(Box::new(MinorMissing { minor, from, target, source, but })));
             };
             because.push(format!("by way of {}, because no minor may be skipped", rung.version));
             because.extend(but.into_iter().map(|left_out| format!("not {left_out}")));
@@ -443,7 +452,8 @@ impl fmt::Display for Refusal {
                 f,
                 "{target} is older than what runs: {node} has {runs}. Updates only go up; the way back is kadence rollback"
             ),
-            Self::OlderBuilt { target, published, runs, runs_published, instead: other } => {
+            Self::OlderBuilt(it) => {
+                let OlderBuilt { target, published, runs, runs_published, instead: other } = &**it;
                 write!(
                     f,
                     "{target} was published on {}, before {runs}, which runs (on {}): fixes that run today would be \
@@ -480,7 +490,8 @@ impl fmt::Display for Refusal {
                 )?;
                 instead(f, other)
             }
-            Self::MinorMissing { minor, from, target, source, but } => {
+            Self::MinorMissing(it) => {
+                let MinorMissing { minor, from, target, source, but } = &**it;
                 write!(
                     f,
                     "{target} is more than one minor above {from}, and {source} has no release of {minor} to go by"
@@ -490,7 +501,8 @@ impl fmt::Display for Refusal {
                 }
                 write!(f, ": add one there, or name a release of a lower minor")
             }
-            Self::NothingOfThisMinor { minor, runs, source, newest } => {
+            Self::NothingOfThisMinor { runs, source, newest } => {
+                let minor = runs.minor();
                 write!(f, "{source} has no release of {minor}, which runs ({runs}), so its newest patch is not known")?;
                 match newest {
                     Some(newest) => {

@@ -492,3 +492,289 @@ pub(crate) fn metric_value(rest: &str) -> Option<u64> {
     let value = rest.rsplit(' ').next()?.parse::<f64>().ok()?;
     (rest.starts_with(['{', ' ']) && value.is_finite() && value >= 0.0).then_some(value as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+    use serde_json::json;
+
+    use super::*;
+    use crate::facts::node::api_node;
+
+    fn parse<T: DeserializeOwned>(json: Value) -> T {
+        serde_json::from_value(json).expect("an object of its kind")
+    }
+
+    fn custom(namespace: &str, name: &str, rest: Value) -> DynamicObject {
+        let mut object = json!({ "apiVersion": "x/v1", "kind": "X", "metadata": { "name": name, "namespace": namespace } });
+        for (key, value) in rest.as_object().expect("fields") {
+            match key.as_str() {
+                "labels" | "annotations" => object["metadata"][key] = value.clone(),
+                _ => object[key] = value.clone(),
+            }
+        }
+        parse(object)
+    }
+
+    fn now() -> Timestamp {
+        "2026-11-24T02:00:00Z".parse().expect("time")
+    }
+
+    fn with_seen<T>(controllers: Vec<(Controller, Manages)>, then: impl FnOnce(Seen<'_>) -> T) -> T {
+        let slices = Fact::Known(Slices::of(vec![parse(json!({
+            "metadata": { "name": "h", "namespace": "ops", "labels": { "kubernetes.io/service-name": "hook" } },
+            "addressType": "IPv4", "endpoints": [{ "addresses": ["10.42.0.5"], "nodeName": "a1" }],
+        }))]));
+        let nodes = Fact::Known(vec![api_node(&parse(json!({ "metadata": { "name": "a1" } })))]);
+        let controllers = Fact::Known(controllers);
+        let labels = [("kubernetes.io/metadata.name".to_owned(), "kube-system".to_owned())].into();
+        then(Seen { kube_system: Ok(labels), slices: &slices, nodes: &nodes, controllers: &controllers })
+    }
+
+    fn hooks(webhooks: Value) -> Vec<Webhook> {
+        let drafts = validating(parse(json!({ "metadata": { "name": "policy" }, "webhooks": webhooks })));
+        with_seen(vec![], |seen| seen.webhooks(drafts)).expect("kube-system is known")
+    }
+
+    #[test]
+    fn a_webhook_counts_if_it_fails_closed_on_what_an_update_needs() {
+        let hook = |name: &str, policy: Value, group: &str, resource: &str| {
+            json!({
+                "name": name, "failurePolicy": policy, "sideEffects": "None", "admissionReviewVersions": ["v1"],
+                "clientConfig": { "service": { "namespace": "ops", "name": "hook" } },
+                "rules": [{ "apiGroups": [group], "apiVersions": ["*"], "operations": ["*"], "resources": [resource] }],
+            })
+        };
+        let found = hooks(json!([
+            hook("pods", json!("Fail"), "", "pods"),
+            hook("default-is-fail", Value::Null, "*", "*/*"),
+            hook("ignored", json!("Ignore"), "", "pods"),
+            hook("evictions", json!("Fail"), "", "pods/eviction"),
+            hook("exec", json!("Fail"), "", "pods/exec"),
+            hook("ingresses", json!("Fail"), "networking.k8s.io", "ingresses"),
+            hook("other-jobs", json!("Fail"), "example.org", "jobs"),
+            hook("leases", json!("Fail"), "coordination.k8s.io", "leases"),
+        ]));
+        let names: Vec<_> = found.iter().map(|w| (w.name.as_str(), w.resources.join(","))).collect();
+        let expected = [("default-is-fail", "*"), ("evictions", "pods"), ("leases", "leases"), ("pods", "pods")];
+        let expected = expected.map(|(name, resources)| (format!("policy/{name}"), resources.to_owned()));
+        assert_eq!(names, expected.iter().map(|(n, r)| (n.as_str(), r.clone())).collect::<Vec<_>>());
+        assert_eq!(found[0].service.as_deref(), Some("ops/hook"));
+        assert_eq!(found[0].ready_on, Fact::Known(vec!["a1".into()]));
+    }
+
+    #[test]
+    fn whether_a_webhook_spares_kube_system_is_told_by_its_selector() {
+        let spares = |selector: Value, client: Value| {
+            let mut hook = json!({
+                "name": "h", "sideEffects": "None", "admissionReviewVersions": ["v1"], "clientConfig": client,
+                "rules": [{ "apiGroups": [""], "resources": ["pods"] }],
+            });
+            if !selector.is_null() {
+                hook["namespaceSelector"] = selector;
+            }
+            hooks(json!([hook])).remove(0)
+        };
+        let inside = || json!({ "service": { "namespace": "ops", "name": "nobody" } });
+        let but = json!({ "matchExpressions": [{ "key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["kube-system"] }] });
+        assert!(spares(but, inside()).spares_kube_system);
+        assert!(!spares(json!({}), inside()).spares_kube_system);
+        assert!(!spares(Value::Null, inside()).spares_kube_system);
+        assert_eq!(spares(Value::Null, inside()).ready_on, Fact::Known(vec![]), "nobody is behind it");
+        let outside = spares(Value::Null, json!({ "url": "https://elsewhere" }));
+        assert!(outside.service.is_none() && outside.ready_on.why().is_some());
+    }
+
+    #[test]
+    fn an_api_service_that_is_not_available_says_why() {
+        let service = |status: &str| {
+            broken_api_service(&parse(json!({
+                "metadata": { "name": "v1beta1.metrics.k8s.io" },
+                "spec": { "groupPriorityMinimum": 1, "versionPriority": 1 },
+                "status": { "conditions": [{ "type": "Available", "status": status, "message": "no endpoints" }] },
+            })))
+        };
+        assert_eq!(service("True"), None);
+        assert_eq!(service("False").as_deref(), Some("v1beta1.metrics.k8s.io: no endpoints"));
+    }
+
+    fn release(name: &str, version: &str, status: &str) -> Option<HelmRelease> {
+        helm_revision(&parse(json!({
+            "metadata": {
+                "name": format!("sh.helm.release.v1.{name}.v{version}"), "namespace": "kube-system",
+                "labels": { "owner": "helm", "name": name, "version": version, "status": status },
+            },
+        })))
+    }
+
+    #[test]
+    fn the_newest_revision_of_a_release_is_the_highest_number() {
+        let all = [release("traefik", "9", "superseded"), release("traefik", "10", "deployed"), release("traefik", "2", "failed")];
+        let newest = newest_releases(all.into_iter().flatten().collect());
+        assert_eq!(newest.len(), 1);
+        assert_eq!((newest[0].revision, newest[0].status.as_str()), (10, "deployed"));
+    }
+
+    #[test]
+    fn a_chart_is_settled_once_its_job_succeeded_and_its_release_is_deployed() {
+        let chart = || {
+            custom("kube-system", "traefik", json!({
+                "spec": { "chart": "https://%{KUBERNETES_API}%/static/charts/traefik-39.0.501.tgz", "targetNamespace": "" },
+                "status": { "jobName": "helm-install-traefik" },
+            }))
+        };
+        let chart = || {
+            let mut chart = chart();
+            chart.data["spec"].as_object_mut().expect("spec").remove("targetNamespace");
+            chart
+        };
+        let job = |condition: Option<&str>, failed: i32| {
+            let conditions: Vec<_> = condition.iter().map(|c| json!({ "type": c, "status": "True", "message": "BackoffLimitExceeded" })).collect();
+            ChartJob::of(&parse(json!({
+                "metadata": { "name": "helm-install-traefik", "namespace": "kube-system" },
+                "status": { "conditions": conditions, "failed": failed },
+            })))
+        };
+        let deployed = || release("traefik", "3", "deployed");
+        for (job, release, settled, words) in [
+            (Some(job(Some("Complete"), 0)), deployed(), true, "succeeded"),
+            (Some(job(Some("Complete"), 0)), release("traefik", "4", "pending-upgrade"), false, "pending-upgrade"),
+            (Some(job(Some("Complete"), 0)), None, false, "no release kube-system/traefik"),
+            (Some(job(Some("Failed"), 6)), deployed(), false, "BackoffLimitExceeded"),
+            (Some(job(None, 2)), deployed(), false, "after 2 failed pods"),
+            (Some(job(None, 0)), deployed(), false, "is running"),
+            (None, deployed(), true, "no job"),
+        ] {
+            let releases = Fact::Known(release.into_iter().collect());
+            let all = packaged(Fact::Known(vec![]), Fact::Known(vec![chart()]), Fact::Known(job.into_iter().collect()), &releases);
+            let all = all.known().expect("known");
+            assert_eq!(all[0].settled, settled, "{}", all[0].detail);
+            assert!(all[0].detail.contains(words), "{}", all[0].detail);
+            assert_eq!(all[0].name, "traefik");
+            assert!(all[0].version.ends_with("traefik-39.0.501.tgz"));
+        }
+    }
+
+    #[test]
+    fn releases_matter_only_where_there_are_charts() {
+        let addon = || custom("kube-system", "coredns", json!({ "spec": { "checksum": "abc", "source": "/f" } }));
+        let no = || Fact::unknown("denied");
+        let all = packaged(Fact::Known(vec![addon()]), Fact::Known(vec![]), Fact::unknown("denied"), &no());
+        assert_eq!(all.known().map(|all| all[0].version.as_str()), Some("abc"));
+        let chart = custom("web", "shop", json!({}));
+        let all = packaged(Fact::Known(vec![addon()]), Fact::Known(vec![chart]), Fact::Known(vec![]), &no());
+        assert_eq!(all.why(), Some("denied"));
+    }
+
+    #[test]
+    fn storage_tells_what_is_unhealthy_busy_or_dangling() {
+        let volume = |name: &str, state: &str, robustness: &str| {
+            custom("longhorn-system", name, json!({ "status": { "state": state, "robustness": robustness } }))
+        };
+        let status = |name: &str, status: Value| custom("longhorn-system", name, json!({ "status": status }));
+        let longhorn = Longhorn {
+            volumes: Fact::Known(vec![
+                volume("v1", "attached", "degraded"),
+                volume("v2", "attached", "healthy"),
+                volume("v3", "detached", "unknown"),
+            ]),
+            snapshots: Fact::Known(vec![
+                status("s1", json!({ "readyToUse": false, "error": "" })),
+                status("s2", json!({ "readyToUse": true })),
+                status("s3", json!({ "readyToUse": false, "markRemoved": true })),
+                status("s4", json!({ "readyToUse": false, "error": "lost" })),
+            ]),
+            backups: Fact::Known(vec![status("b1", json!({ "state": "InProgress" })), status("b2", json!({ "state": "Completed" }))]),
+        };
+        let ceph = Fact::Known(vec![custom("rook-ceph", "ceph", json!({ "status": { "ceph": { "health": "HEALTH_WARN" } } }))]);
+        let attachment = |name: &str, node: &str, deleting: bool| Attachment { name: name.into(), node: node.into(), deleting };
+        let attachments = Fact::Known(vec![attachment("x", "a1", false), attachment("y", "a1", true), attachment("z", "a9", false)]);
+        let storage = with_seen(vec![], |seen| seen.storage(longhorn, ceph, attachments));
+        let storage = storage.known().expect("known");
+        assert_eq!(storage.longhorn_unhealthy, ["longhorn-system/v1"]);
+        assert_eq!(storage.longhorn_busy, ["longhorn-system/s1", "longhorn-system/b1"]);
+        assert_eq!(storage.ceph["rook-ceph/ceph"], "HEALTH_WARN");
+        assert_eq!(storage.dangling_attachments, ["y on a1 is being deleted", "z is of node a9, which does not exist"]);
+    }
+
+    #[test]
+    fn the_newest_snapshot_is_one_that_can_be_used() {
+        let file = |ready: bool, time: &str, error: Value| {
+            custom("", "f", json!({ "status": { "readyToUse": ready, "creationTime": time, "error": error } }))
+        };
+        let files = [
+            file(true, "2026-11-24T01:00:00Z", Value::Null),
+            file(true, "2026-11-24T00:00:00Z", Value::Null),
+            file(false, "2026-11-24T01:30:00Z", Value::Null),
+            file(true, "2026-11-24T01:40:00Z", json!({ "message": "no space" })),
+        ];
+        assert_eq!(newest_snapshot(&files), Some("2026-11-24T01:00:00Z".parse().expect("time")));
+        assert_eq!(newest_snapshot(&[]), None);
+    }
+
+    fn controller(namespace: &str, name: &str) -> Controller {
+        Controller {
+            kind: ControllerKind::DaemonSet,
+            namespace: namespace.into(),
+            name: name.into(),
+            desired: 1,
+            available: 1,
+            images: vec![],
+            observed: true,
+        }
+    }
+
+    #[test]
+    fn who_else_manages_is_told_with_the_evidence() {
+        let flux = json!({ "kustomize.toolkit.fluxcd.io/name": "infra", "kustomize.toolkit.fluxcd.io/namespace": "flux" });
+        let plans = Fact::Known(vec![
+            custom("system-upgrade", "server-plan", json!({ "labels": flux, "status": { "applying": ["s1"] } })),
+            custom("cattle-system", "k3s-master-plan", json!({ "labels": { "rancher-managed": "true" } })),
+        ]);
+        let argo = json!({ "argocd.argoproj.io/tracking-id": "traefik:helm.cattle.io/HelmChart:kube-system/traefik" });
+        let charts = Fact::Known(vec![custom("kube-system", "traefik", json!({ "annotations": argo }))]);
+        let none = Manages { gitops: None, packaged: false, kured: None };
+        let lock = r#"{"nodeID":"a1","created":"2026-11-24T01:59:00Z","TTL":0}"#.to_owned();
+        let controllers = vec![
+            (controller("cattle-system", "cattle-cluster-agent"), none.clone()),
+            (controller("kube-system", "kured"), Manages { kured: Some(lock), ..none.clone() }),
+            (controller("kube-system", "coredns"), Manages { gitops: Some("Flux".into()), packaged: true, ..none.clone() }),
+            (controller("shop", "web"), Manages { gitops: Some("Flux".into()), ..none }),
+        ];
+        let managers = with_seen(controllers, |seen| seen.managers(plans, &charts, &Fact::Known(vec![]), now()));
+        let mut expected = vec![
+            Manager::UpgradePlan { name: "system-upgrade/server-plan".into(), applying: vec!["s1".into()], rancher: false, gitops: true },
+            Manager::UpgradePlan { name: "cattle-system/k3s-master-plan".into(), applying: vec![], rancher: true, gitops: false },
+            Manager::Rancher { evidence: "DaemonSet cattle-system/cattle-cluster-agent".into() },
+            Manager::KuredLock { node: "a1".into() },
+            Manager::GitOps { object: "HelmChart kube-system/traefik".into(), owner: "Argo CD application traefik".into() },
+            Manager::GitOps { object: "DaemonSet kube-system/coredns".into(), owner: "Flux".into() },
+        ];
+        expected.sort();
+        assert_eq!(managers, Fact::Known(expected), "what users own in GitOps is their matter");
+    }
+
+    #[test]
+    fn kureds_lock_ends_with_its_time_and_can_have_several_owners() {
+        let minute = 60_000_000_000_i64;
+        for (lock, expected) in [
+            (json!({ "nodeID": "a1", "created": "2026-11-24T01:00:00Z", "TTL": 0 }), Some("a1")),
+            (json!({ "nodeID": "a1", "created": "2026-11-24T01:00:00Z", "TTL": 30 * minute }), None),
+            (json!({ "nodeID": "a1", "created": "2026-11-24T01:45:00Z", "TTL": 30 * minute }), Some("a1")),
+            (json!({ "maxOwners": 2, "locks": [{ "nodeID": "a1" }, { "nodeID": "a2" }] }), Some("a1, a2")),
+            (json!({ "maxOwners": 2, "locks": [] }), None),
+            (json!({ "nodeID": "" }), None),
+        ] {
+            assert_eq!(kured_holder(&lock.to_string(), now()).as_deref(), expected, "{lock}");
+        }
+        assert!(kured_holder("{", now()).is_some(), "a lock that cannot be read is held");
+    }
+
+    #[test]
+    fn a_metric_is_read_in_go_s_notation() {
+        assert_eq!(metric_value(r#"{storage_cluster_id="etcd-0"} 2.097152e+07"#), Some(20_971_520));
+        assert_eq!(metric_value(" 4096"), Some(4096));
+        assert_eq!(metric_value("_total 4096"), None);
+        assert_eq!(metric_value(r#"{x="y"} NaN"#), None);
+    }
+}

@@ -306,3 +306,254 @@ impl Slices {
         nodes.map_or_else(unknown, |nodes| Fact::Known(nodes.into_iter().collect()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::facts::node::api_node;
+
+    fn parse<T: DeserializeOwned>(json: Value) -> T {
+        serde_json::from_value(json).expect("an object of its kind")
+    }
+
+    fn nodes() -> Fact<Vec<ApiNode>> {
+        let node = |name: &str, disk: &str| {
+            api_node(&parse(json!({ "metadata": {
+                "name": name,
+                "labels": { "kubernetes.io/hostname": name, "disk": disk, "cores": "8" },
+            } })))
+        };
+        Fact::Known(vec![node("a1", "ssd"), node("a2", "hdd"), node("a3", "ssd")])
+    }
+
+    /// A pod of a StatefulSet on local-path storage, as K3s lists it.
+    fn ledger() -> Value {
+        json!({
+            "metadata": {
+                "name": "ledger-0", "namespace": "payments", "uid": "p-1", "labels": { "app": "ledger" },
+                "ownerReferences": [
+                    { "apiVersion": "v1", "kind": "Application", "name": "x", "uid": "1" },
+                    { "apiVersion": "apps/v1", "kind": "StatefulSet", "name": "ledger", "uid": "2", "controller": true },
+                ],
+            },
+            "spec": {
+                "nodeName": "a1",
+                "containers": [{ "name": "db", "image": "db:1" }],
+                "terminationGracePeriodSeconds": 3600,
+                "tolerations": [{ "key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute" }],
+                "volumes": [
+                    { "name": "data", "persistentVolumeClaim": { "claimName": "data-ledger-0" } },
+                    { "name": "shared", "persistentVolumeClaim": { "claimName": "shared" } },
+                    { "name": "cache", "ephemeral": { "volumeClaimTemplate": { "spec": {} } } },
+                    { "name": "scratch", "emptyDir": {} },
+                ],
+            },
+            "status": {
+                "phase": "Running",
+                "conditions": [{ "type": "Ready", "status": "False" }],
+                "containerStatuses": [{
+                    "name": "db", "image": "db:1", "imageID": "", "ready": false, "restartCount": 7,
+                    "state": { "waiting": { "reason": "CrashLoopBackOff" } },
+                }],
+                "initContainerStatuses": [{
+                    "name": "init", "image": "i", "imageID": "", "ready": true, "restartCount": 1,
+                    "state": { "waiting": { "reason": "PodInitializing" } },
+                }],
+            },
+        })
+    }
+
+    fn claims() -> Fact<Vec<(ClaimName, String)>> {
+        let claim = |name: &str, volume: &str| {
+            bound_to(&parse(json!({
+                "metadata": { "name": name, "namespace": "payments" }, "spec": { "volumeName": volume },
+            })))
+        };
+        let all = [claim("data-ledger-0", "pv-1"), claim("shared", "pv-2"), claim("ledger-0-cache", "pv-3"), claim("pending", "")];
+        Fact::Known(all.into_iter().flatten().collect())
+    }
+
+    fn volumes() -> Fact<Vec<String>> {
+        let volume = |name: &str, mut spec: Value, key: &str| {
+            spec["nodeAffinity"] = json!({ "required": { "nodeSelectorTerms": [
+                { "matchExpressions": [{ "key": key, "operator": "In", "values": ["a1"] }] },
+            ] } });
+            node_bound(&parse(json!({ "metadata": { "name": name }, "spec": spec })))
+        };
+        let csi = || json!({ "csi": { "driver": "d", "volumeHandle": "h" } });
+        let all = [
+            volume("pv-1", json!({ "hostPath": { "path": "/var/lib/rancher/k3s/storage/pvc" } }), "kubernetes.io/hostname"),
+            volume("pv-2", csi(), "topology.kubernetes.io/zone"),
+            volume("pv-3", csi(), "topology.topolvm.io/node"),
+        ];
+        Fact::Known(all.into_iter().flatten().collect())
+    }
+
+    fn finished(pod: Value) -> Pod {
+        let drafts = Fact::Known(vec![PodDraft::of(&parse(pod))]);
+        finish(drafts, &nodes(), claims(), volumes()).known().expect("known")[0].clone()
+    }
+
+    #[test]
+    fn a_pod_is_told_with_what_a_drain_would_lose() {
+        let pod = finished(ledger());
+        assert_eq!(pod.owner.as_deref(), Some("StatefulSet"), "the owner that controls it");
+        assert_eq!(pod.node_bound_claims, ["data-ledger-0", "ledger-0-cache"], "a zone is not a node");
+        assert_eq!(pod.empty_dirs, ["scratch"]);
+        assert_eq!((pod.restarts, pod.ready, pod.grace_seconds), (8, false, 3600));
+        assert_eq!(pod.waiting, ["CrashLoopBackOff"], "starting is no trouble");
+        assert_eq!(pod.pinned_to, None);
+        assert!(!pod.tolerates_unschedulable && !pod.mirror && !pod.terminating && !pod.host_network);
+    }
+
+    #[test]
+    fn mirrors_and_bare_pods_are_told_apart() {
+        let mut pod = ledger();
+        pod["metadata"]["ownerReferences"] = json!([]);
+        assert_eq!(finished(pod.clone()).owner, None);
+        pod["metadata"]["annotations"] = json!({ "kubernetes.io/config.mirror": "hash" });
+        pod["metadata"]["deletionTimestamp"] = json!("2026-11-24T02:00:00Z");
+        let pod = finished(pod);
+        assert!(pod.mirror && pod.terminating);
+    }
+
+    #[test]
+    fn where_a_pod_may_go_is_decided_by_selector_and_affinity_together() {
+        let required = |terms: Value| {
+            json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } })
+        };
+        let expression = |key: &str, operator: &str, values: &[&str]| {
+            json!({ "matchExpressions": [{ "key": key, "operator": operator, "values": values }] })
+        };
+        let field = |name: &str| json!({ "matchFields": [{ "key": "metadata.name", "operator": "In", "values": [name] }] });
+        for (selector, terms, expected) in [
+            (json!({ "disk": "ssd" }), None, vec!["a1", "a3"]),
+            (json!({}), Some(json!([field("a2")])), vec!["a2"]),
+            (json!({}), Some(json!([field("a2"), expression("disk", "In", &["ssd"])])), vec!["a1", "a2", "a3"]),
+            (json!({ "disk": "ssd" }), Some(json!([expression("kubernetes.io/hostname", "NotIn", &["a1"])])), vec!["a3"]),
+            (json!({}), Some(json!([expression("cores", "Gt", &["7"])])), vec!["a1", "a2", "a3"]),
+            (json!({}), Some(json!([expression("cores", "Lt", &["8"])])), vec![]),
+            (json!({}), Some(json!([{}])), vec![]),
+        ] {
+            let mut pod = ledger();
+            pod["spec"]["nodeSelector"] = selector.clone();
+            if let Some(terms) = &terms {
+                pod["spec"]["affinity"] = required(terms.clone());
+            }
+            let names = finished(pod).pinned_to.expect("it is restricted");
+            let names: Vec<_> = names.iter().map(NodeName::as_str).collect();
+            assert_eq!(names, expected, "{selector} {terms:?}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_unknown_only_if_it_depends_on_what_is_unknown() {
+        let simple = json!({ "metadata": { "name": "x", "namespace": "y" }, "spec": { "containers": [] } });
+        let draft = |pod: Value| Fact::Known(vec![PodDraft::of(&parse(pod))]);
+        let no = || Fact::unknown("denied");
+        let pods = finish(draft(simple), &Fact::unknown("denied"), Fact::unknown("denied"), no());
+        assert_eq!(pods.known().map(Vec::len), Some(1));
+        let pods = finish(draft(ledger()), &nodes(), claims(), no());
+        assert_eq!(pods.why(), Some("persistent volumes: denied"));
+        let mut pinned = ledger();
+        pinned["spec"]["nodeSelector"] = json!({ "disk": "ssd" });
+        assert_eq!(finish(draft(pinned), &Fact::unknown("denied"), claims(), volumes()).why(), Some("nodes: denied"));
+    }
+
+    #[test]
+    fn only_the_right_tolerations_outlive_a_cordon() {
+        for (toleration, expected) in [
+            (json!({ "operator": "Exists" }), true),
+            (json!({ "key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule" }), true),
+            (json!({ "key": "node.kubernetes.io/unschedulable" }), true),
+            (json!({ "key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoExecute" }), false),
+            (json!({ "key": "node.kubernetes.io/unschedulable", "operator": "Equal", "value": "x" }), false),
+            (json!({ "key": "dedicated", "operator": "Exists" }), false),
+        ] {
+            assert_eq!(tolerates_unschedulable(&parse(toleration.clone())), expected, "{toleration}");
+        }
+    }
+
+    #[test]
+    fn controllers_count_as_they_say_of_their_newest_generation() {
+        let template = json!({ "spec": {
+            "containers": [{ "name": "b", "image": "b:1" }, { "name": "a", "image": "a:1" }],
+            "initContainers": [{ "name": "i", "image": "a:1" }],
+        } });
+        let web = |generation: i64| {
+            json!({
+                "metadata": { "name": "web", "namespace": "default", "generation": generation },
+                "spec": { "replicas": 3, "selector": {}, "template": template },
+                "status": { "availableReplicas": 2, "observedGeneration": 4 },
+            })
+        };
+        let now = deployment(&parse(web(4)));
+        assert_eq!((now.desired, now.available, now.observed), (3, 2, true));
+        assert_eq!(now.images, ["a:1", "b:1"]);
+        assert!(!deployment(&parse(web(5))).observed);
+        let fresh = stateful_set(&parse(json!({ "metadata": { "name": "s", "generation": 1 } })));
+        assert_eq!((fresh.desired, fresh.available, fresh.observed), (1, 0, false), "it has no status yet");
+        let svclb = daemon_set(&parse(json!({
+            "metadata": { "name": "svclb", "generation": 1 },
+            "status": {
+                "desiredNumberScheduled": 4, "numberAvailable": 3, "observedGeneration": 1,
+                "currentNumberScheduled": 4, "numberMisscheduled": 0, "numberReady": 3,
+            },
+        })));
+        assert_eq!((svclb.desired, svclb.available, svclb.observed), (4, 3, true));
+    }
+
+    #[test]
+    fn a_budget_covers_what_its_selector_says_and_what_still_runs() {
+        let pod = |name: &str, app: &str, phase: &str| {
+            finished(json!({
+                "metadata": { "name": name, "namespace": "default", "labels": { "app": app } },
+                "spec": { "containers": [] },
+                "status": { "phase": phase },
+            }))
+        };
+        let pods = [pod("web-1", "web", "Running"), pod("web-2", "web", "Succeeded"), pod("db-1", "db", "Pending")];
+        let covered = |spec: Value| {
+            let budget = json!({ "metadata": { "name": "b", "namespace": "default" }, "spec": spec });
+            budgets(&[parse(budget)], &pods)[0].pods.clone()
+        };
+        assert_eq!(covered(json!({ "selector": { "matchLabels": { "app": "web" } } })), ["default/web-1"]);
+        assert_eq!(covered(json!({ "selector": {} })), ["default/web-1", "default/db-1"]);
+        assert_eq!(covered(json!({})), Vec::<String>::new());
+    }
+
+    fn slices() -> Slices {
+        let slice = |namespace: &str, name: &str, service: &str, family: &str, endpoints: Value| {
+            parse::<EndpointSlice>(json!({
+                "metadata": { "name": name, "namespace": namespace, "labels": { "kubernetes.io/service-name": service } },
+                "addressType": family, "ports": [{ "port": 6443 }], "endpoints": endpoints,
+            }))
+        };
+        let web = |ip: &str| json!([{ "addresses": [ip], "nodeName": "a1", "targetRef": { "kind": "Pod", "uid": "p" } }]);
+        Slices::of(vec![
+            slice("default", "kubernetes", "kubernetes", "IPv4", json!([
+                { "addresses": ["10.0.0.12"], "conditions": { "ready": true } },
+                { "addresses": ["10.0.0.11"] },
+                { "addresses": ["10.0.0.13"], "conditions": { "ready": false } },
+            ])),
+            slice("shop", "web-4", "web", "IPv4", web("10.42.0.5")),
+            slice("shop", "web-6", "web", "IPv6", web("fd00::5")),
+            slice("shop", "down", "down", "IPv4", json!([{ "addresses": ["10.42.0.6"], "conditions": { "ready": false } }])),
+        ])
+    }
+
+    #[test]
+    fn services_count_each_ready_endpoint_once_and_tell_of_none() {
+        let slices = slices();
+        assert_eq!((slices.api_servers.as_slice(), slices.api_port), (["10.0.0.11".to_owned(), "10.0.0.12".to_owned()].as_slice(), Some(6443)));
+        let services: Vec<_> = slices.services().into_iter().collect();
+        let expected = [("default/kubernetes", 2), ("shop/down", 0), ("shop/web", 1)];
+        assert_eq!(services, expected.map(|(name, count)| (name.to_owned(), count)));
+        assert_eq!(slices.ready_on("shop/web"), Fact::Known(vec!["a1".into()]));
+        assert_eq!(slices.ready_on("shop/down"), Fact::Known(vec![]));
+        assert!(slices.ready_on("default/kubernetes").why().is_some(), "they name no node");
+    }
+}
