@@ -96,8 +96,8 @@ fn report(global: &Global, failure: &Failure) {
 
 fn log(verbose: u8) {
     let level = match verbose {
-        0 => "error",
-        1 => "warn,kadence=info",
+        0 => "error,kube=off,kube_client=off",
+        1 => "warn,kube=off,kube_client=off,kadence=info",
         _ => "info,kadence=debug,kube=debug",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("KADENCE_LOG")

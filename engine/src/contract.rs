@@ -2,6 +2,8 @@
 //!
 //! Only for tests: behind the feature `contract`.
 
+pub mod api;
+pub mod hosts;
 pub mod sample;
 pub mod store;
 pub mod vault;

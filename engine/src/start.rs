@@ -108,6 +108,7 @@ impl Engine {
         Ok(checks::run(&checks::Question {
             inventory,
             hop: plan.and_then(|p| p.decision.hops.first()),
+            rollout: None,
             catalog: &catalog,
             cluster: &self.config,
             knowledge: self.knowledge,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kadence_core::ident::{ActionId, Digest, NodeName};
-use kadence_core::inventory::{RecordState, Role};
+use kadence_core::inventory::RecordState;
 use kadence_core::version::Version;
 use kadence_engine::ports::{HostError, Order, RemoteFile, Task, TaskReport};
 
@@ -66,7 +66,11 @@ enum Flow {
     /// The same step again, later.
     Wait(Duration),
     Fail(&'static str, String),
-    Wrong { file: String, expected: Digest, found: Digest },
+    Wrong {
+        file: String,
+        expected: Digest,
+        found: Digest,
+    },
     DiskFull(String),
 }
 
@@ -99,8 +103,8 @@ pub(crate) const MOST_STEPS: usize = 7;
 
 fn ops(task: &Task) -> &'static [Op] {
     use Op::{
-        Archive, AskRestart, AskStart, Backup, ColdCopy, Disable, Inspect, Keep, MoveAside, ProveStopped, Prune, PutBack,
-        Rename, Reset, Snapshot, StopForCopy, Sync,
+        Archive, AskRestart, AskStart, Backup, ColdCopy, Disable, Inspect, Keep, MoveAside, ProveStopped, Prune,
+        PutBack, Rename, Reset, Snapshot, StopForCopy, Sync,
     };
     match task {
         Task::Swap { cold_copy: true, .. } => &[Inspect, Keep, StopForCopy, ColdCopy, Rename, Sync, AskRestart],
@@ -191,7 +195,7 @@ impl State {
         record.report = TaskReport::default();
         let run = record.run;
         self.in_hand = Some(node.clone());
-        self.note(format!("{node}: takes order {} ({}, turn {})", order.id, word(&order.task), order.turn));
+        self.note(format!("{node}: takes order {number} ({}, turn {})", word(&order.task), order.turn));
         self.judge_order(node, order);
         self.next_step(node, &order.id, run, 0);
         Ok(Taken::Runs)
@@ -251,7 +255,8 @@ impl State {
     }
 
     fn finish(&mut self, node: &NodeName, action: &ActionId, error: Option<HostError>) {
-        let said = error.as_ref().map_or_else(|| "is done".to_owned(), |e| format!("failed: {e}"));
+        let said = error.as_ref().map_or("is done", |_| "failed");
+        let number = self.record(node, action).map_or(0, |r| r.number);
         if let Some(machine) = self.machines.get_mut(node) {
             machine.folder.busy = None;
             machine.changes += 1;
@@ -260,7 +265,7 @@ impl State {
             record.state = if error.is_none() { RecordState::Succeeded } else { RecordState::Failed };
             record.error = error;
         }
-        self.note(format!("{node}: order {action} {said}"));
+        self.note(format!("{node}: order {number} {said}"));
     }
 
     /// The node went down: what it was doing is neither running nor finished.
@@ -269,7 +274,8 @@ impl State {
         if let Some(record) = self.record_mut(node, &action) {
             record.state = RecordState::Interrupted;
         }
-        self.note(format!("{node}: order {action} is interrupted"));
+        let number = self.record(node, &action).map_or(0, |r| r.number);
+        self.note(format!("{node}: order {number} is interrupted"));
     }
 
     fn perform(&mut self, node: &NodeName, order: &Order, op: Op) -> Flow {
@@ -280,8 +286,11 @@ impl State {
             Op::ColdCopy => self.cold_copy(node, order),
             Op::Rename => self.rename(node, order),
             Op::Sync => {
+                // Only now the second name goes: until here a power cut may bring the old file back.
                 if let Some(machine) = self.machines.get_mut(node) {
                     machine.folder.unsynced = None;
+                    let installed = machine.installed.digest;
+                    machine.folder.staged.remove(&installed);
                 }
                 if matches!(order.task, Task::Place { .. }) { Flow::Done } else { Flow::Next }
             }
@@ -359,7 +368,6 @@ impl State {
         };
         self.judge_rename(node, order, &before.version, to);
         let Some(machine) = self.machines.get_mut(node) else { return Flow::Next };
-        machine.folder.staged.remove(artifact);
         machine.folder.unsynced = Some(before);
         machine.installed = Binary { version: to.clone(), digest: *artifact };
         machine.changes += 1;
@@ -490,7 +498,7 @@ impl State {
         let Some(picture) = self.picture(node, order) else {
             return Flow::Fail("snapshot", "etcd datastore disabled".to_owned());
         };
-        let mut bytes = bbolt::snapshot(picture.objects.revision, self.rng.next());
+        let mut bytes = bbolt::snapshot(picture.objects.revision, self.rng.draw());
         if !picture.usable
             && let Some(byte) = bytes.get_mut(4200)
         {
@@ -499,7 +507,7 @@ impl State {
         let path = format!("{prefix}{}", self.wall().as_second());
         let revision = picture.objects.revision;
         self.note(format!("{node}: snapshot of revision {revision}"));
-        let file = self.store_file(node, path, bytes, Content::Snapshot(picture));
+        let file = self.store_file(node, path, bytes, Content::Snapshot(Box::new(picture)));
         self.report(node, order, |r| r.files.push(file));
         Flow::Done
     }
@@ -516,7 +524,12 @@ impl State {
         };
         let (revision, usable) = (picture.objects.revision, picture.usable);
         let bytes = format!("SQLite format 3\0 {node} {revision} {}", order.id).into_bytes();
-        let file = self.store_file(node, format!("{BASE}/backups/{}.db", order.id), bytes, Content::Snapshot(picture));
+        let file = self.store_file(
+            node,
+            format!("{BASE}/backups/{}.db", order.id),
+            bytes,
+            Content::Snapshot(Box::new(picture)),
+        );
         self.report(node, order, |r| {
             r.files.push(file);
             r.revision = Some(revision);
@@ -564,7 +577,7 @@ impl State {
         picture.version = self.machines.get(node).map_or(picture.version, |m| m.installed.version.clone());
         let bytes = format!("SQLite format 3\0 cold {node} {} {}", picture.objects.revision, order.id).into_bytes();
         let (revision, usable) = (picture.objects.revision, picture.usable);
-        let file = self.store_file(node, format!("{folder}/state.db"), bytes, Content::Snapshot(picture));
+        let file = self.store_file(node, format!("{folder}/state.db"), bytes, Content::Snapshot(Box::new(picture)));
         let stopped_copy = matches!(order.task, Task::SqliteStoppedCopy);
         if let Some(record) = self.record_mut(node, &order.id) {
             record.cold = Some(life);

@@ -37,7 +37,7 @@ fn page(id: u64, flags: u16, elements: &[(u32, Vec<u8>, Vec<u8>)]) -> Vec<u8> {
     page.extend(flags.to_le_bytes());
     page.extend(u16::try_from(elements.len()).unwrap_or(u16::MAX).to_le_bytes());
     page.extend(0_u32.to_le_bytes());
-    let mut data = Vec::new();
+    let mut data: Vec<u8> = Vec::new();
     for (i, (flags, key, value)) in elements.iter().enumerate() {
         let position = (elements.len() - i) * ELEMENT + data.len();
         for field in [*flags, word(position), word(key.len()), word(value.len())] {
@@ -60,9 +60,9 @@ fn meta(id: u64, transaction: u64) -> Vec<u8> {
     for field in [2_u64, 0, u64::MAX, 4, transaction] {
         meta.extend(field.to_le_bytes());
     }
-    let sum = meta.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let sum = meta
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     meta.extend(sum.to_le_bytes());
     let mut page = page(id, META, &[]);
     page[HEADER..HEADER + meta.len()].copy_from_slice(&meta);

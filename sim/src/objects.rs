@@ -211,21 +211,24 @@ impl Objects {
         }
     }
 
-    /// The node a new pod of this controller would be put on: the one with the fewest pods, agents first.
+    /// The node a new pod of this controller would be put on: apart from its like, then on an agent, then where the
+    /// fewest pods are.
     fn place(&self, controller: usize, pinned: Option<&[NodeName]>) -> Option<NodeName> {
-        let load = |node: &NodeName| {
-            let on = |p: &&PodRecord| p.pod.node.as_ref() == Some(node);
-            let same = self.pods.values().filter(on).filter(|p| p.controller == controller).count();
-            (same, self.pods.values().filter(on).count())
+        let load = |node: &NodeName, record: &NodeRecord| {
+            let on = self.pods.values().filter(|p| p.pod.node.as_ref() == Some(node) && !p.pod.terminating);
+            let (mut like, mut all) = (0, 0);
+            for pod in on {
+                like += usize::from(pod.controller == controller);
+                all += 1;
+            }
+            (like, record.labels.contains_key("node-role.kubernetes.io/control-plane"), all)
         };
         self.nodes
             .iter()
             .filter(|(name, record)| {
                 !record.cordoned && record.ready == Some(true) && pinned.is_none_or(|p| p.contains(name))
             })
-            .min_by_key(|(name, record)| {
-                (record.labels.contains_key("node-role.kubernetes.io/control-plane"), load(name))
-            })
+            .min_by_key(|(name, record)| load(name, record))
             .map(|(name, _)| name.clone())
     }
 
@@ -237,7 +240,10 @@ impl Objects {
         let name = match spec.kind {
             ControllerKind::StatefulSet => {
                 let taken: BTreeSet<&str> = self.pods_of(controller).map(|p| p.pod.name.as_str()).collect();
-                (0_u32..).map(|n| format!("{}-{n}", spec.name)).find(|n| !taken.contains(n.as_str())).unwrap_or_default()
+                (0_u32..)
+                    .map(|n| format!("{}-{n}", spec.name))
+                    .find(|n| !taken.contains(n.as_str()))
+                    .unwrap_or_default()
             }
             _ => format!("{}-{:05x}", spec.name, self.minted),
         };
@@ -265,7 +271,7 @@ impl Objects {
             empty_dirs: if spec.storage == Storage::EmptyDir { vec!["cache".to_owned()] } else { Vec::new() },
             node_bound_claims: if bound { vec![format!("data-{name}")] } else { Vec::new() },
             host_network: spec.kind == ControllerKind::DaemonSet && spec.name == "node-exporter",
-            pinned_to: if bound { node.clone().map(|n| vec![n]) } else { None },
+            pinned_to: if bound { node.map(|n| vec![n]) } else { None },
             tolerates_unschedulable: spec.kind == ControllerKind::DaemonSet,
             grace_seconds: 30,
         };
@@ -434,7 +440,15 @@ fn controllers(workload: Workload) -> Vec<ControllerSpec> {
     let packaged = Image::Packaged;
     let mut all = vec![
         spec(Deployment, "kube-system", "coredns", 1, packaged(Component::Coredns), Storage::None, true),
-        spec(Deployment, "kube-system", "local-path-provisioner", 1, packaged(Component::LocalPath), Storage::None, false),
+        spec(
+            Deployment,
+            "kube-system",
+            "local-path-provisioner",
+            1,
+            packaged(Component::LocalPath),
+            Storage::None,
+            false,
+        ),
         spec(Deployment, "kube-system", "metrics-server", 1, packaged(Component::MetricsServer), Storage::None, true),
         spec(Deployment, "kube-system", "traefik", 1, packaged(Component::Traefik), Storage::None, true),
         spec(DaemonSet, "kube-system", "svclb-traefik", 0, fixed("rancher/klipper-lb:v0.4.13"), Storage::None, false),
@@ -459,13 +473,8 @@ fn controllers(workload: Workload) -> Vec<ControllerSpec> {
 }
 
 fn budgets(workload: Workload) -> Vec<BudgetSpec> {
-    let spec = |namespace, name, covers, min_available| BudgetSpec {
-        namespace,
-        name,
-        covers,
-        min_available,
-        stuck: false,
-    };
+    let spec =
+        |namespace, name, covers, min_available| BudgetSpec { namespace, name, covers, min_available, stuck: false };
     match workload {
         Workload::Bare => Vec::new(),
         Workload::Shop => vec![

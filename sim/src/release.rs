@@ -112,7 +112,7 @@ pub(crate) const BINARY_BYTES: u64 = 73_400_320;
 const IMAGES_BYTES: u64 = 209_715_200;
 
 /// The release source of the simulated world.
-pub struct SimReleases(pub(crate) Handle);
+pub(crate) struct SimReleases(pub(crate) Handle);
 
 #[async_trait]
 impl Releases for SimReleases {

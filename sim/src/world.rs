@@ -92,6 +92,7 @@ pub(crate) struct State {
     pub(crate) broken: Vec<Broken>,
     pub(crate) faults: Vec<Armed>,
     pub(crate) calls: u64,
+    pub(crate) answers: u64,
     pub(crate) orders: u32,
     /// The node that was given an order or cordoned last.
     pub(crate) in_hand: Option<NodeName>,
@@ -199,6 +200,8 @@ pub(crate) struct Folder {
     pub(crate) turn: u64,
     pub(crate) staged: BTreeMap<Digest, Version>,
     pub(crate) kept: BTreeMap<Digest, Version>,
+    /// Airgap image archives.
+    pub(crate) images: BTreeSet<Digest>,
     pub(crate) records: BTreeMap<ActionId, Record>,
     /// In the order in which they were begun.
     pub(crate) order: Vec<ActionId>,
@@ -218,7 +221,7 @@ pub(crate) struct Stored {
 
 #[derive(Debug)]
 pub(crate) enum Content {
-    Snapshot(Snapshot),
+    Snapshot(Box<Snapshot>),
     Other,
 }
 
@@ -246,27 +249,89 @@ pub(crate) enum Place {
 #[derive(Clone, Debug)]
 pub(crate) enum Effect {
     /// The process is gone; then the unit is started again, or not.
-    Stopped { node: NodeName, life: u64, start: bool },
-    Restart { node: NodeName, life: u64 },
-    EtcdUp { node: NodeName, life: u64 },
-    Serving { node: NodeName, life: u64 },
-    AgentUp { node: NodeName, life: u64 },
-    Registered { node: NodeName, life: u64 },
-    Exited { node: NodeName, life: u64, class: &'static str, line: String },
-    Flap { node: NodeName, life: u64 },
-    Deployed { node: NodeName, life: u64 },
-    HelmDone { place: Place },
-    NodeLost { node: NodeName, life: u64 },
-    Elected { cluster: u32, term: u64 },
-    Promoted { cluster: u32, member: u64 },
-    ClusterVersion { cluster: u32 },
-    PowerBack { node: NodeName },
-    Booted { node: NodeName },
-    Step { node: NodeName, action: ActionId, run: u32, step: usize },
-    PodGone { place: Place, uid: String, grow: bool },
-    PodReady { place: Place, uid: String },
-    Fault { index: usize },
-    FaultOver { what: Over },
+    Stopped {
+        node: NodeName,
+        life: u64,
+        start: bool,
+    },
+    Restart {
+        node: NodeName,
+        life: u64,
+    },
+    EtcdUp {
+        node: NodeName,
+        life: u64,
+    },
+    Serving {
+        node: NodeName,
+        life: u64,
+    },
+    AgentUp {
+        node: NodeName,
+        life: u64,
+    },
+    Registered {
+        node: NodeName,
+        life: u64,
+    },
+    Exited {
+        node: NodeName,
+        life: u64,
+        class: &'static str,
+        line: String,
+    },
+    Flap {
+        node: NodeName,
+        life: u64,
+    },
+    Deployed {
+        node: NodeName,
+        life: u64,
+    },
+    HelmDone {
+        place: Place,
+    },
+    NodeLost {
+        node: NodeName,
+    },
+    Elected {
+        cluster: u32,
+        term: u64,
+    },
+    Promoted {
+        cluster: u32,
+        member: u64,
+    },
+    ClusterVersion {
+        cluster: u32,
+    },
+    PowerBack {
+        node: NodeName,
+    },
+    Booted {
+        node: NodeName,
+    },
+    Step {
+        node: NodeName,
+        action: ActionId,
+        run: u32,
+        step: usize,
+    },
+    PodGone {
+        place: Place,
+        uid: String,
+        grow: bool,
+    },
+    PodReady {
+        place: Place,
+        uid: String,
+    },
+    Fault {
+        index: usize,
+    },
+    FaultOver {
+        what: Over,
+    },
 }
 
 /// The end of a fault that lasts.
@@ -340,6 +405,9 @@ impl World {
             let dead = state.dead;
             state.advance(elapsed);
             let result = look(&mut state);
+            if state.dirty {
+                state.after_change();
+            }
             (result, std::mem::take(&mut state.dirty), state.dead != dead)
         };
         if changed {
@@ -390,18 +458,8 @@ impl World {
                 if world.look(|s| s.dead >= process) {
                     return;
                 }
-                let next = world.look(|s| s.next_due());
-                match next {
-                    Some(next) => {
-                        let until = world.shared.started + next;
-                        tokio::select! {
-                            biased;
-                            () = &mut killed => {}
-                            () = tokio::time::sleep_until(until) => {}
-                        }
-                    }
-                    None => killed.await,
-                }
+                // A kill that is due strikes when anybody looks; a Kadence that does nothing until then is none the wiser.
+                killed.await;
             }
         }
     }
@@ -439,6 +497,14 @@ impl World {
         self.look(|s| s.trace)
     }
 
+    /// The paths of the snapshots that lie on a node, oldest first.
+    pub fn snapshots(&self, node: &NodeName) -> Vec<String> {
+        self.look(|s| {
+            let files = s.machines.get(node).into_iter().flat_map(|m| m.folder.files.keys());
+            files.filter(|path| path.contains("/db/snapshots/")).cloned().collect()
+        })
+    }
+
     /// How many port calls were made, without the outage's probes.
     pub fn calls(&self) -> u64 {
         self.look(|s| s.calls)
@@ -465,7 +531,8 @@ impl Handle {
         &self.world
     }
 
-    async fn stop_if_dead(&self) {
+    /// Never returns once this Kadence is dead.
+    pub(crate) async fn alive(&self) {
         if self.world.look(|s| s.dead >= self.process) {
             std::future::pending::<()>().await;
         }
@@ -473,17 +540,17 @@ impl Handle {
 
     /// Begins a call: counts it, lets faults strike that wait for it, and lets its way there take `latency`.
     pub(crate) async fn enter(&self, name: &'static str, latency: Duration) {
-        self.stop_if_dead().await;
+        self.alive().await;
         self.world.look(|s| s.count_call(name));
-        self.stop_if_dead().await;
+        self.alive().await;
         tokio::time::sleep(latency).await;
-        self.stop_if_dead().await;
+        self.alive().await;
     }
 
     /// Ends a call: a Kadence that was killed meanwhile, or is now, never sees the answer.
     pub(crate) async fn leave(&self) {
         self.world.look(State::answered);
-        self.stop_if_dead().await;
+        self.alive().await;
     }
 
     /// A call that does its work in one go.
@@ -501,17 +568,19 @@ impl Handle {
 
     /// A stored event is about to be written, or was written: a moment at which Kadence can be killed.
     pub(crate) async fn event(&self, number: u64, written: bool) {
-        self.stop_if_dead().await;
+        self.alive().await;
         self.world.look(|s| s.at_event(number, written));
-        self.stop_if_dead().await;
+        self.alive().await;
     }
 }
 
 // --------------------------------------------------------------------------------------------------- the beginning
 
 fn names(topology: &Topology) -> Vec<(NodeName, Role, String)> {
-    let servers = (1..=topology.servers).map(|n| (NodeName::new(format!("s{n}")), Role::Server, format!("10.0.0.{}", 10 + n)));
-    let agents = (1..=topology.agents).map(|n| (NodeName::new(format!("a{n}")), Role::Agent, format!("10.0.0.{}", 100 + n)));
+    let servers =
+        (1..=topology.servers).map(|n| (NodeName::new(format!("s{n}")), Role::Server, format!("10.0.0.{}", 10 + n)));
+    let agents =
+        (1..=topology.agents).map(|n| (NodeName::new(format!("a{n}")), Role::Agent, format!("10.0.0.{}", 100 + n)));
     servers.chain(agents).collect()
 }
 
@@ -542,6 +611,7 @@ impl State {
             broken: Vec::new(),
             faults: Vec::new(),
             calls: 0,
+            answers: 0,
             orders: 0,
             in_hand: None,
             last_call: "",
@@ -591,7 +661,7 @@ impl State {
             hashes.push((name.clone(), role, machine.config_hash()));
             state.machines.insert(name, machine);
         }
-        let uid = format!("{:08x}-0000-4000-8000-{:012x}", rng.next() & 0xffff_ffff, rng.next() & 0xffff_ffff_ffff);
+        let uid = format!("{:08x}-0000-4000-8000-{:012x}", rng.draw() & 0xffff_ffff, rng.draw() & 0xffff_ffff_ffff);
         let mut objects = Objects::new(&uid, Duration::ZERO, &version, workload, &hashes);
         for (name, machine) in &state.machines {
             let boot_id = machine.boot_id();
@@ -613,13 +683,14 @@ impl State {
             DatastoreKind::EmbeddedEtcd => {
                 let mut members = BTreeMap::new();
                 for machine in state.machines.values_mut().filter(|m| m.role == Role::Server) {
-                    let id = rng.next();
+                    let id = rng.draw();
                     machine.data = Data::Etcd { cluster: 1, member: id };
                     machine.etcd_up = true;
                     members.insert(id, Member::of(&machine.name, &machine.address, id, false));
                 }
                 let leader = members.iter().find(|(_, m)| m.node.as_str() == "s1").map(|(id, _)| *id);
-                let etcd = Etcd { members, leader, electing: false, term: 1, cluster_minor: etcd_minor(&version), objects };
+                let etcd =
+                    Etcd { members, leader, electing: false, term: 1, cluster_minor: etcd_minor(&version), objects };
                 state.etcds.insert(1, etcd);
             }
         }
@@ -695,6 +766,15 @@ impl State {
     pub(crate) fn wall_at(&self, at: Duration) -> Timestamp {
         let elapsed = SignedDuration::try_from(at).unwrap_or_default();
         self.began.checked_add(elapsed).and_then(|t| t.checked_add(self.skew)).unwrap_or(self.began)
+    }
+
+    /// Remembers a dump of the external datastore, so that it is known when it comes back.
+    pub(crate) fn remember_dump(&mut self, bytes: &[u8], objects: Objects) {
+        let version = objects.packaged.version.clone();
+        let snapshot = Snapshot { objects, version, etcd_minor: (0, 0), usable: true, rollout: String::new() };
+        let digest = Digest::of(bytes);
+        let stored = Stored { bytes: bytes.to_vec(), digest, what: Content::Snapshot(Box::new(snapshot)) };
+        self.stored.insert(digest, Arc::new(stored));
     }
 
     // ------------------------------------------------------------------------------------------ who keeps what
@@ -786,7 +866,8 @@ impl State {
     pub(crate) fn quorum(&self, cluster: u32) -> (usize, usize) {
         let Some(etcd) = self.etcds.get(&cluster) else { return (0, 1) };
         let voters = etcd.members.iter().filter(|(_, m)| !m.learner);
-        let (up, all) = voters.fold((0, 0), |(up, all), (id, _)| (up + usize::from(self.member_up(cluster, *id)), all + 1));
+        let (up, all) =
+            voters.fold((0, 0), |(up, all), (id, _)| (up + usize::from(self.member_up(cluster, *id)), all + 1));
         (up, all / 2 + 1)
     }
 
@@ -880,7 +961,7 @@ impl State {
         let node = node.clone();
         if self.broken(&node, &version) == Some(HowBroken::ExitsAtOnce) {
             let line = "level=fatal msg=\"flag provided but not defined: -simulated\"".to_owned();
-            self.after_millis(200, 400, Effect::Exited { node, life, class: "config", line });
+            self.after_millis(200, 400, Effect::Exited { node, life, class: "configuration", line });
             return;
         }
         match role {
@@ -914,12 +995,12 @@ impl State {
         machine.etcd_up = false;
         machine.changes += 1;
         let lost = std::mem::take(&mut machine.kubelet_up);
-        let life = machine.life;
+
         if let Data::Etcd { cluster, .. } = machine.data {
             self.settle_etcd(cluster, handed_over);
         }
         if lost {
-            self.after(NODE_GRACE, Effect::NodeLost { node: node.clone(), life });
+            self.after(NODE_GRACE, Effect::NodeLost { node: node.clone() });
         }
     }
 
@@ -978,13 +1059,14 @@ impl State {
             Data::Etcd { cluster, .. } => Some(cluster),
             _ => None,
         });
-        let learner_there = cluster.and_then(|c| self.etcds.get(&c)).is_some_and(|e| e.members.values().any(|m| m.learner));
+        let learner_there =
+            cluster.and_then(|c| self.etcds.get(&c)).is_some_and(|e| e.members.values().any(|m| m.learner));
         let Some(cluster) = cluster.filter(|_| !learner_there) else {
             // Nobody to join yet, or another learner is in the way: K3s goes on trying.
             self.after(SECOND, Effect::EtcdUp { node: node.clone(), life });
             return;
         };
-        let id = self.rng.next();
+        let id = self.rng.draw();
         let Some(machine) = self.machines.get_mut(node) else { return };
         machine.data = Data::Etcd { cluster, member: id };
         machine.etcd_up = true;
@@ -1001,7 +1083,7 @@ impl State {
 
     /// A server without data and without anybody to join makes a cluster of its own, empty.
     fn found_cluster(&mut self, node: &NodeName, version: &Version) {
-        let uid = format!("new-cluster-{:08x}", self.rng.next() & 0xffff_ffff);
+        let uid = format!("new-cluster-{:08x}", self.rng.draw() & 0xffff_ffff);
         let objects = Objects::new(&uid, self.now, version, Workload::Bare, &[]);
         self.note(format!("{node}: founds a new, empty cluster"));
         if self.topology.datastore == DatastoreKind::Sqlite {
@@ -1015,13 +1097,14 @@ impl State {
 
     /// Makes an etcd cluster of one member with these objects; returns its number.
     pub(crate) fn new_etcd(&mut self, node: &NodeName, version: &Version, objects: Objects, up: bool) -> Option<u32> {
-        let id = self.rng.next();
+        let id = self.rng.draw();
         let cluster = self.etcds.keys().next_back().map_or(1, |c| c + 1);
         let machine = self.machines.get_mut(node)?;
         machine.data = Data::Etcd { cluster, member: id };
         machine.etcd_up = up;
         let members = BTreeMap::from([(id, Member::of(node, &machine.address, id, false))]);
-        let etcd = Etcd { members, leader: None, electing: false, term: 1, cluster_minor: etcd_minor(version), objects };
+        let etcd =
+            Etcd { members, leader: None, electing: false, term: 1, cluster_minor: etcd_minor(version), objects };
         self.etcds.insert(cluster, etcd);
         self.settle_etcd(cluster, false);
         Some(cluster)
@@ -1048,11 +1131,12 @@ impl State {
         let broken = self.broken(node, &version);
         let ready = match machine.data {
             Data::None => false,
-            Data::Etcd { cluster, member } => self
-                .etcds
-                .get(&cluster)
-                .is_some_and(|e| e.leader.is_some() && e.members.get(&member).is_some_and(|m| !m.learner))
-                && self.member_up(cluster, member),
+            Data::Etcd { cluster, member } => {
+                self.etcds
+                    .get(&cluster)
+                    .is_some_and(|e| e.leader.is_some() && e.members.get(&member).is_some_and(|m| !m.learner))
+                    && self.member_up(cluster, member)
+            }
             Data::Sqlite(_) | Data::External => true,
         };
         if broken == Some(HowBroken::Hangs) {
@@ -1071,13 +1155,17 @@ impl State {
         self.after_millis(800, 1200, Effect::Registered { node: node.clone(), life });
         self.after_millis(1200, 2000, Effect::Deployed { node: node.clone(), life });
         // Kubelets that lived on meet a datastore that may not know how they are.
-        let others: Vec<(NodeName, u64, bool)> =
-            self.machines.values().filter(|m| m.name != *node).map(|m| (m.name.clone(), m.life, m.kubelet_up)).collect();
+        let others: Vec<(NodeName, u64, bool)> = self
+            .machines
+            .values()
+            .filter(|m| m.name != *node)
+            .map(|m| (m.name.clone(), m.life, m.kubelet_up))
+            .collect();
         for (other, life, kubelet_up) in others {
             if kubelet_up {
                 self.after(10 * SECOND, Effect::Registered { node: other, life });
             } else {
-                self.after(NODE_GRACE, Effect::NodeLost { node: other, life });
+                self.after(NODE_GRACE, Effect::NodeLost { node: other });
             }
         }
         self.decline(node, life, broken);
@@ -1104,9 +1192,10 @@ impl State {
         if broken == Some(HowBroken::Hangs) {
             return;
         }
-        let server = self.live_server().and_then(|s| self.machines.get(&s)?.running.as_ref().map(|(b, _)| b.version.clone()));
+        let server =
+            self.live_server().and_then(|s| self.machines.get(&s)?.running.as_ref().map(|(b, _)| b.version.clone()));
         // A kubelet of a newer minor than the API server's is not supported and does not get to Ready here.
-        if !server.is_some_and(|s| version.minor() <= s.minor()) {
+        if server.is_none_or(|s| version.minor() > s.minor()) {
             self.after(SECOND, Effect::AgentUp { node: node.clone(), life });
             return;
         }
@@ -1130,7 +1219,14 @@ impl State {
         let (role, boot_id, config_hash) = (machine.role, machine.boot_id(), machine.config_hash());
         let etcd = matches!(machine.data, Data::Etcd { .. });
         let lost = machine.pods_lost;
+        let fresh = !machine.kubelet_up;
         let Some(objects) = self.objects_mut(&place) else { return };
+        let known = objects.nodes.get(node).is_some_and(|r| {
+            r.version == version && r.boot_id == boot_id && r.config_hash == config_hash && r.ready == Some(true)
+        });
+        if known && !fresh {
+            return;
+        }
         if !objects.nodes.contains_key(node) {
             objects.add_node(node, role, &version, &boot_id, &config_hash);
         }
@@ -1193,9 +1289,8 @@ impl State {
         objects.packaged.settled = false;
         objects.packaged.helm_revision += 1;
         objects.revision += 40;
-        let rolled: Vec<usize> = (0..before.len())
-            .filter(|&i| objects.image(objects.controllers[i].image) != before[i])
-            .collect();
+        let rolled: Vec<usize> =
+            (0..before.len()).filter(|&i| objects.image(objects.controllers[i].image) != before[i]).collect();
         self.note(format!("{node}: applies the packaged components of {version}"));
         for controller in rolled {
             self.roll(&place, controller);
@@ -1252,10 +1347,10 @@ impl State {
         if self.machines.get(node).is_none_or(|m| m.kubelet_up) {
             return;
         }
-        let life = self.machines.get(node).map_or(0, |m| m.life);
+
         let Some(place) = self.live() else {
             // Nobody who could notice.
-            self.after(5 * SECOND, Effect::NodeLost { node: node.clone(), life });
+            self.after(5 * SECOND, Effect::NodeLost { node: node.clone() });
             return;
         };
         let Some(objects) = self.objects_mut(&place) else { return };
@@ -1282,6 +1377,9 @@ impl State {
             && coin
         {
             machine.installed = before;
+            if let Some(action) = &machine.folder.busy {
+                self.watch.undone_by_power_cut(action);
+            }
         }
         self.note(format!("{node}: loses power"));
         self.process_gone(node, false);
@@ -1344,7 +1442,7 @@ impl State {
                     objects.revision += 10;
                 }
             }
-            Effect::NodeLost { node, .. } => self.node_lost(&node),
+            Effect::NodeLost { node } => self.node_lost(&node),
             Effect::Elected { cluster, term } => self.elected(cluster, term),
             Effect::Promoted { cluster, member } => self.promoted(cluster, member),
             Effect::ClusterVersion { cluster } => self.raise_cluster_version(cluster),
@@ -1385,11 +1483,10 @@ impl State {
     /// A member of etcd is sick: it counts for nothing until it is over.
     pub(crate) fn make_sick(&mut self, node: &NodeName) {
         let Some(machine) = self.machines.get_mut(node) else { return };
+        let Data::Etcd { cluster, .. } = machine.data else { return };
         machine.etcd_sick = true;
         machine.changes += 1;
-        if let Data::Etcd { cluster, .. } = machine.data {
-            self.settle_etcd(cluster, false);
-        }
+        self.settle_etcd(cluster, false);
     }
 
     /// K3s goes down by itself and is not started again for a while.
@@ -1404,10 +1501,8 @@ impl State {
     /// Whether the node works: for a server its API and its vote, for both the kubelet's Ready.
     pub(crate) fn healthy(&self, node: &NodeName) -> bool {
         let Some(machine) = self.machines.get(node) else { return false };
-        let ready = self
-            .live()
-            .and_then(|p| self.objects(&p)?.nodes.get(node).map(|r| r.ready == Some(true)))
-            .unwrap_or(false);
+        let ready =
+            self.live().and_then(|p| self.objects(&p)?.nodes.get(node).map(|r| r.ready == Some(true))).unwrap_or(false);
         machine.kubelet_up && ready && (machine.role == Role::Agent || (self.serves(node) && !machine.etcd_sick))
     }
 }

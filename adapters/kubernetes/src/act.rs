@@ -87,7 +87,8 @@ async fn decide_and_patch<T>(
     let what = format!("node {node}");
     let mut last = None;
     for _ in 0..CONFLICTS {
-        let object = servers.read(&what, |client| async move { Api::<Node>::all(client).get(node.as_str()).await }).await;
+        let object =
+            servers.read(&what, |client| async move { Api::<Node>::all(client).get(node.as_str()).await }).await;
         let object = match (object, last) {
             (Ok(object), _) => object,
             // The first trouble says more than that looking for its outcome failed too.
@@ -102,9 +103,7 @@ async fn decide_and_patch<T>(
         patch["metadata"]["uid"] = json!(object.uid());
         let patch = &Patch::Merge(patch);
         let write = |client| async move {
-            Api::<Node>::all(client)
-                .patch_metadata(node.as_str(), &PatchParams::default(), patch)
-                .await
+            Api::<Node>::all(client).patch_metadata(node.as_str(), &PatchParams::default(), patch).await
         };
         match servers.write(&what, write).await {
             Ok(_) => return Ok(outcome),
@@ -138,9 +137,8 @@ pub(crate) async fn evict(servers: &Servers, pod: &Pod, dry_run: bool) -> Result
             Err(error) => Err(error),
         }
     };
-    let refusal = match servers.write(&what, post).await? {
-        Ok(_) => return Ok(Eviction::Accepted),
-        Err(status) => status,
+    let Err(refusal) = servers.write(&what, post).await? else {
+        return Ok(Eviction::Accepted);
     };
     if refusal.code == 404 {
         return Ok(Eviction::Gone);
@@ -153,7 +151,9 @@ pub(crate) async fn evict(servers: &Servers, pod: &Pod, dry_run: bool) -> Result
     }
     if refusal.code == 409 {
         // Either another pod has the name now, or ours changed in between.
-        let get = |client| async move { Api::<KubePod>::namespaced(client, &pod.namespace).get_metadata_opt(&pod.name).await };
+        let get = |client| async move {
+            Api::<KubePod>::namespaced(client, &pod.namespace).get_metadata_opt(&pod.name).await
+        };
         let there = servers.read(&what, get).await?;
         let ours = there.and_then(|found| found.uid()).is_some_and(|uid| uid == pod.uid);
         return if ours { Err(ApiError::Conflict(what)) } else { Ok(Eviction::Gone) };
@@ -183,7 +183,9 @@ pub(crate) async fn announce(servers: &Servers, holder: Option<&LeaseHolder>) ->
         },
     });
     let leases = |client| Api::<Lease>::namespaced(client, "kube-system");
-    let update = |client| async move { leases(client).patch_metadata(LEASE, &PatchParams::default(), &Patch::Merge(patch)).await };
+    let update = |client| async move {
+        leases(client).patch_metadata(LEASE, &PatchParams::default(), &Patch::Merge(patch)).await
+    };
     match (servers.write(what, update).await, holder) {
         (Err(ApiError::NotFound(_)), None) => Ok(()),
         (Err(ApiError::NotFound(_)), Some(_)) => {
@@ -226,10 +228,7 @@ pub(crate) async fn condition(servers: &Servers, probe: &ConditionProbe) -> Resu
     let object = servers.read(&name, get).await?;
     let object = object.ok_or_else(|| ApiError::NotFound(format!("kind {} in {}", probe.kind, probe.api_version)))?;
     let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
-    Ok(conditions
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == probe.condition.as_str() && c["status"] == "True"))
+    Ok(conditions.into_iter().flatten().any(|c| c["type"] == probe.condition.as_str() && c["status"] == "True"))
 }
 
 /// See the port.
@@ -250,7 +249,8 @@ pub(crate) async fn restart_controllers(servers: &Servers) -> Result<Vec<String>
     wanted.extend(leaders);
 
     let now = Timestamp::now().to_string();
-    let patch = &Patch::Merge(json!({ "spec": { "template": { "metadata": { "annotations": { RESTARTED_AT: now } } } } }));
+    let patch =
+        &Patch::Merge(json!({ "spec": { "template": { "metadata": { "annotations": { RESTARTED_AT: now } } } } }));
     let params = &PatchParams::default();
     let mut restarted = Vec::new();
     let mut failed = Vec::new();
@@ -258,9 +258,16 @@ pub(crate) async fn restart_controllers(servers: &Servers) -> Result<Vec<String>
         let what = format!("{kind:?} {namespace}/{name}");
         let restart = |client: kube::Client| async move {
             match kind {
-            Kind::Deployment => Api::<Deployment>::namespaced(client, namespace).patch_metadata(name, params, patch).await.map(drop),
-            Kind::DaemonSet => Api::<DaemonSet>::namespaced(client, namespace).patch_metadata(name, params, patch).await.map(drop),
-            Kind::StatefulSet => Api::<StatefulSet>::namespaced(client, namespace).patch_metadata(name, params, patch).await.map(drop),
+                Kind::Deployment => {
+                    Api::<Deployment>::namespaced(client, namespace).patch_metadata(name, params, patch).await.map(drop)
+                }
+                Kind::DaemonSet => {
+                    Api::<DaemonSet>::namespaced(client, namespace).patch_metadata(name, params, patch).await.map(drop)
+                }
+                Kind::StatefulSet => Api::<StatefulSet>::namespaced(client, namespace)
+                    .patch_metadata(name, params, patch)
+                    .await
+                    .map(drop),
             }
         };
         match servers.write(&what, restart).await {
@@ -292,7 +299,8 @@ async fn names<K>(servers: &Servers) -> Result<Vec<String>, ApiError>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug,
 {
-    let list = |client| async move { Api::<K>::namespaced(client, KUBE_SYSTEM).list_metadata(&ListParams::default()).await };
+    let list =
+        |client| async move { Api::<K>::namespaced(client, KUBE_SYSTEM).list_metadata(&ListParams::default()).await };
     let list = servers.read(&format!("{} in {KUBE_SYSTEM}", K::plural(&())), list).await?;
     Ok(list.items.iter().map(ResourceExt::name_any).collect())
 }
@@ -318,7 +326,9 @@ async fn leaders(servers: &Servers) -> Result<Vec<(Kind, String, String)>, ApiEr
         let pod = pods.items.iter().find(|pod| {
             let name = pod.name_any();
             pod.namespace().as_deref() == Some(&namespace)
-                && holder.strip_prefix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with(['_', '.']))
+                && holder
+                    .strip_prefix(name.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(['_', '.']))
         })?;
         let meta = &pod.metadata;
         if let Some(name) = owner(meta, "DaemonSet") {
@@ -328,10 +338,8 @@ async fn leaders(servers: &Servers) -> Result<Vec<(Kind, String, String)>, ApiEr
             return Some((Kind::StatefulSet, namespace, name));
         }
         let set = owner(meta, "ReplicaSet")?;
-        let set = replica_sets
-            .items
-            .iter()
-            .find(|s| s.namespace().as_deref() == Some(&namespace) && s.name_any() == set)?;
+        let set =
+            replica_sets.items.iter().find(|s| s.namespace().as_deref() == Some(&namespace) && s.name_any() == set)?;
         Some((Kind::Deployment, namespace, owner(&set.metadata, "Deployment")?))
     });
     Ok(found.collect())

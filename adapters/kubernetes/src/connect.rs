@@ -78,7 +78,9 @@ pub(crate) fn read(path: &Path, context: Option<&str>, now: Timestamp) -> Result
         return Err(incomplete(format!("there is no cluster `{}`", chosen.cluster)));
     };
     if through.proxy_url.as_deref().is_some_and(|url| !url.is_empty()) {
-        return Err(incomplete("it goes through a proxy (proxy-url), which Kadence cannot: it asks each server itself".to_owned()));
+        return Err(incomplete(
+            "it goes through a proxy (proxy-url), which Kadence cannot: it asks each server itself".to_owned(),
+        ));
     }
     let mut config = Config::try_from(file).map_err(|e| incomplete(words(&e)))?;
     // Taken from the environment by the library. Servers are asked at their own addresses, never through a proxy.

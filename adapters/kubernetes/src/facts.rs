@@ -17,9 +17,7 @@ use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{
-    Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod as KubePod, Secret,
-};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod as KubePod, Secret};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::storage::v1::VolumeAttachment;
@@ -224,16 +222,21 @@ pub(crate) async fn uid(servers: &Servers) -> Result<ClusterUid, ApiError> {
 pub(crate) async fn revision(servers: &Servers) -> Result<u64, ApiError> {
     let what = "the datastore's revision";
     // Without a resourceVersion in the request the answer is as new as the datastore.
-    let list = |client| async move { Api::<Namespace>::all(client).list_metadata(&ListParams::default().limit(1)).await };
+    let list =
+        |client| async move { Api::<Namespace>::all(client).list_metadata(&ListParams::default().limit(1)).await };
     let version = servers.read(what, list).await?.metadata.resource_version.unwrap_or_default();
     version.parse().map_err(|_| ApiError::Answered(format!("{what}: `{version}` is not a number")))
 }
 
 /// See the port.
 pub(crate) async fn nodes(servers: &Servers) -> Result<Vec<ApiNode>, ApiError> {
-    list(servers, "nodes", ListParams::default(), |client, page| async move { Api::<Node>::all(client).list(&page).await }, |n| {
-        Some(api_node(&n))
-    })
+    list(
+        servers,
+        "nodes",
+        ListParams::default(),
+        |client, page| async move { Api::<Node>::all(client).list(&page).await },
+        |n| Some(api_node(&n)),
+    )
     .await
 }
 
@@ -307,7 +310,8 @@ impl Look<'_> {
     /// From the labels of Helm's Secrets alone: what they hold does not leave the API server.
     async fn helm_releases(&self) -> Fact<Vec<HelmRelease>> {
         let params = ListParams::default().labels("owner=helm");
-        let page = |client: Client, page: ListParams| async move { Api::<Secret>::all(client).list_metadata(&page).await };
+        let page =
+            |client: Client, page: ListParams| async move { Api::<Secret>::all(client).list_metadata(&page).await };
         let revisions = list(self.servers, "secrets", params, page, |secret| surroundings::helm_revision(&secret));
         Fact::from(revisions.await).map(surroundings::newest_releases)
     }

@@ -24,6 +24,8 @@ pub(crate) struct Servers {
     base: Config,
     /// The port of the API servers: the kubeconfig's, until the cluster's own EndpointSlice says it.
     port: AtomicU16,
+    /// The kubeconfig's own.
+    own: Arc<Server>,
     known: Mutex<Known>,
 }
 
@@ -84,21 +86,17 @@ impl Servers {
         let known = Known {
             all: BTreeMap::from([(authority, own.clone())]),
             order: vec![own.clone()],
-            answered_last: own,
+            answered_last: own.clone(),
         };
-        Self { base, port: AtomicU16::new(port), known: Mutex::new(known) }
+        Self { base, port: AtomicU16::new(port), own, known: Mutex::new(known) }
     }
 
     pub(crate) fn learn(&self, addresses: &[String]) {
-        let servers: Vec<_> = addresses.iter().map(|a| self.at(a)).collect();
-        let mut known = self.known();
-        let own = known.order.last().cloned();
-        known.order = servers;
-        if let Some(own) = own
-            && !known.order.iter().any(|s| Arc::ptr_eq(s, &own))
-        {
-            known.order.push(own);
+        let mut order: Vec<_> = addresses.iter().map(|address| self.at(address)).collect();
+        if !order.iter().any(|server| Arc::ptr_eq(server, &self.own)) {
+            order.push(self.own.clone());
         }
+        self.known().order = order;
     }
 
     pub(crate) fn learn_port(&self, port: u16) {
@@ -319,7 +317,8 @@ fn authority(address: &str, port: u16) -> String {
         return SocketAddr::new(ip, port).to_string();
     }
     // `host:port`, or `[v6]:port`.
-    if address.parse::<SocketAddr>().is_ok() || address.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok()) {
+    if address.parse::<SocketAddr>().is_ok() || address.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok())
+    {
         return address.to_owned();
     }
     format!("{address}:{port}")
@@ -328,6 +327,28 @@ fn authority(address: &str, port: u16) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn names(servers: &Servers) -> Vec<String> {
+        servers.in_order().iter().map(|s| s.authority.clone()).collect()
+    }
+
+    #[test]
+    fn the_kubeconfigs_own_server_stays_the_last_resort() {
+        let servers = Servers::new(Config::new("https://127.0.0.1:6443".parse().expect("an address")));
+        assert_eq!(names(&servers), ["127.0.0.1:6443"]);
+        for _ in 0..2 {
+            servers.learn(&["10.0.0.11".to_owned(), "10.0.0.12".to_owned()]);
+            servers.known().answered_last = servers.at("10.0.0.12");
+            assert_eq!(names(&servers), ["10.0.0.12:6443", "10.0.0.11:6443", "127.0.0.1:6443"]);
+        }
+        servers.learn_port(7443);
+        servers.learn(&["127.0.0.1:6443".to_owned(), "10.0.0.11".to_owned()]);
+        servers.known().answered_last = servers.at("10.0.0.11");
+        assert_eq!(names(&servers), ["10.0.0.11:7443", "127.0.0.1:6443"]);
+        servers.learn(&[]);
+        servers.known().answered_last = servers.own.clone();
+        assert_eq!(names(&servers), ["127.0.0.1:6443"]);
+    }
 
     #[test]
     fn addresses_get_the_port_they_lack() {

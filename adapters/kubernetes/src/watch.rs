@@ -13,8 +13,7 @@ use kube::api::{WatchEvent, WatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval_at, sleep};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 
 use crate::facts::node::api_node;
 use crate::servers::{Server, Servers, Trouble};
@@ -60,12 +59,8 @@ impl Watches {
     fn join_new_servers(&mut self) {
         for server in self.servers.in_order() {
             if self.watched.insert(server.authority.clone()) {
-                let one = One {
-                    server,
-                    name: self.name.clone(),
-                    newest: self.newest.clone(),
-                    sender: self.sender.clone(),
-                };
+                let one =
+                    One { server, name: self.name.clone(), newest: self.newest.clone(), sender: self.sender.clone() };
                 self.tasks.spawn(one.watch());
             }
         }
@@ -118,43 +113,46 @@ struct One {
 
 impl One {
     async fn watch(self) {
-        let mut pause = BACK_OFF;
+        let mut pause = BACK_OFF / 2;
         loop {
-            if let Err(trouble) = self.round(&mut pause).await {
+            let begun = Instant::now();
+            if let Err(trouble) = self.round().await {
                 tracing::debug!(server = %self.server.authority, node = %self.name, %trouble, "watch ended");
             }
+            // A watch that held for a while says that the server was well; it may be again soon.
+            pause = if begun.elapsed() > ASK { BACK_OFF } else { (pause * 2).min(BACK_OFF_AT_MOST) };
             sleep(pause).await;
-            pause = (pause * 2).min(BACK_OFF_AT_MOST);
         }
     }
 
     /// Reads the Node, then watches it from there, until the server ends the watch or does not answer any more.
-    async fn round(&self, pause: &mut Duration) -> Result<(), Trouble> {
-        let mut version = self.ask().await?;
-        *pause = BACK_OFF;
+    async fn round(&self) -> Result<(), Trouble> {
+        let version = self.ask().await?;
         let (generation, client) = self.server.calls.client().map_err(Trouble::from)?;
-        let result = self.follow(client, &mut version).await;
+        let result = self.follow(client, version).await;
         if let Err(Trouble::Lost(_) | Trouble::TimedOut(_)) = result {
             self.server.calls.discard(generation);
         }
         result
     }
 
-    async fn follow(&self, client: Client, version: &mut String) -> Result<(), Trouble> {
+    async fn follow(&self, client: Client, version: String) -> Result<(), Trouble> {
         let params = WatchParams::default().fields(&format!("metadata.name={}", self.name)).timeout(WATCH);
         let nodes = Api::<Node>::all(client);
-        let events = timeout(ASK_WITHIN, nodes.watch(&params, version)).await;
+        let events = timeout(ASK_WITHIN, nodes.watch(&params, &version)).await;
         let events = events.map_err(|_| Trouble::TimedOut(ASK_WITHIN))??;
         pin_mut!(events);
         let mut ask = interval_at(Instant::now() + ASK, ASK);
         ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told = version.clone();
+        // What the watch has brought, and whether it owes what a look found instead.
+        let (mut told, mut owes) = (version, false);
         loop {
             tokio::select! {
                 event = events.try_next() => match event? {
                     None => return Ok(()),
                     Some(WatchEvent::Added(node) | WatchEvent::Modified(node)) => {
                         told = node.resource_version().unwrap_or_default();
+                        owes = false;
                         self.pass_on(&node, None).await;
                     }
                     Some(WatchEvent::Error(status)) => return Err(kube::Error::Api(status).into()),
@@ -162,12 +160,11 @@ impl One {
                 },
                 _ = ask.tick() => {
                     let now = self.ask().await?;
-                    // The watch has brought neither what this look found nor anything else since the last one.
-                    if now != *version && told == *version {
+                    if owes {
                         return Err(Trouble::Lost("the watch brings nothing any more".to_owned()));
                     }
-                    version.clone_from(&now);
-                    told = now;
+                    // It may be on its way; the next look tells.
+                    owes = now != told;
                 }
             }
         }

@@ -259,7 +259,8 @@ async fn an_eviction_names_the_pod_by_uid_and_its_answers_are_told_apart() {
     assert_eq!(asked[0].body["deleteOptions"]["preconditions"]["uid"], json!("uid-web-1"));
     assert_eq!((asked[0].query.as_str(), asked[1].query.as_str()), ("", "dryRun=All"));
 
-    let (_, mut budget) = status(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
+    let (_, mut budget) =
+        status(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
     let words = "The disruption budget web needs 2 healthy pods and has 2 currently";
     budget["details"] = json!({ "causes": [{ "reason": "DisruptionBudget", "message": words }] });
     let (_, overload) = status(429, "TooManyRequests", "too many requests, please try again later");
@@ -304,7 +305,12 @@ async fn readiness_is_asked_of_exactly_this_server() {
     let api = pki.connect(&[&first, &second]);
     let address = first.address.to_string();
     other.answer(Method::GET, "/readyz", 200, &json!("ok"));
-    world.answer(Method::GET, "/readyz", 500, &json!("[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed"));
+    world.answer(
+        Method::GET,
+        "/readyz",
+        500,
+        &json!("[+]ping ok\n[-]etcd failed: reason withheld\nreadyz check failed"),
+    );
     assert_eq!(api.ready(&address).await, Ok(Readyz::NotReady(vec!["etcd failed: reason withheld".into()])));
     world.answer(Method::GET, "/readyz", 200, &json!("ok"));
     assert_eq!(api.ready(&address).await, Ok(Readyz::Ready));
@@ -336,6 +342,12 @@ async fn a_dead_connection_is_no_failed_probe_while_a_new_one_works() {
     api.probe_read(&address).await.expect("read after a power cut");
     server.forget_connections();
     api.probe_write(&address).await.expect("write after a power cut");
+    // As many as were needed at once are kept, and all of them are dead.
+    let calls = (0..6).map(|_| api.probe_read(&address));
+    futures_util::future::join_all(calls).await.into_iter().collect::<Result<(), _>>().expect("reads");
+    server.forget_connections();
+    api.probe_read(&address).await.expect("read with several dead connections");
+    futures_util::future::join_all((0..6).map(|_| api.nodes())).await;
     server.forget_connections();
     assert!(api.nodes().await.is_ok(), "calls, too");
 }
@@ -373,7 +385,10 @@ async fn each_write_probe_changes_the_datastore() {
 
 // --------------------------------------------------------------------------------------------------------- watch
 
-async fn next_version(stream: &mut futures_util::stream::BoxStream<'static, kadence_core::inventory::ApiNode>, wanted: &str) {
+async fn next_version(
+    stream: &mut futures_util::stream::BoxStream<'static, kadence_core::inventory::ApiNode>,
+    wanted: &str,
+) {
     let wanted = Fact::Known(wanted.parse().expect("a version"));
     soon(8, &format!("{wanted:?}"), async {
         while let Some(node) = stream.next().await {
@@ -451,6 +466,27 @@ async fn a_connection_that_died_silently_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_watch_that_brings_nothing_any_more_is_replaced() {
+    let (pki, world) = (Pki::new(), World::new());
+    world.put(S1, node("s1", "v1.36.3+k3s1"));
+    let server = pki.serve(&world).await;
+    let api = pki.connect(&[&server]);
+    let mut states = api.watch_node(&s1());
+    next_version(&mut states, "v1.36.3+k3s1").await;
+    world.merge(S1, &version("v1.36.3+k3s2"));
+    next_version(&mut states, "v1.36.3+k3s2").await;
+    server.deafen_watches();
+    world.merge(S1, &version("v1.36.4+k3s1"));
+    next_version(&mut states, "v1.36.4+k3s1").await;
+    soon(8, "a second watch", async {
+        while world.requests(&Method::GET, "/api/v1/nodes").len() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_restored_datastore_is_believed_although_its_versions_are_lower() {
     let (pki, world) = (Pki::new(), World::new());
     for build in 1..9 {
@@ -505,9 +541,15 @@ async fn facts_come_in_pages_and_what_fails_is_unknown_with_its_reason() {
         "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes",
         json!({ "addressType": "IPv4", "metadata": { "labels": { "kubernetes.io/service-name": "kubernetes" } }, "ports": [{ "port": 6443 }], "endpoints": [{ "addresses": ["10.0.0.12"] }, { "addresses": ["10.0.0.11"] }, { "addresses": ["10.0.0.13"], "conditions": { "ready": false } }] }),
     );
-    let (code, denied) = status(403, "Forbidden", "secrets is forbidden: User \"ops\" cannot list resource \"secrets\"");
+    let (code, denied) =
+        status(403, "Forbidden", "secrets is forbidden: User \"ops\" cannot list resource \"secrets\"");
     world.answer(Method::GET, "/api/v1/secrets", code, &denied);
-    world.answer(Method::GET, "/metrics", 200, &json!("# HELP x y\napiserver_storage_size_bytes{storage_cluster_id=\"etcd-0\"} 2.097152e+06\n"));
+    world.answer(
+        Method::GET,
+        "/metrics",
+        200,
+        &json!("# HELP x y\napiserver_storage_size_bytes{storage_cluster_id=\"etcd-0\"} 2.097152e+06\n"),
+    );
     let server = pki.serve(&world).await;
     let api = pki.connect(&[&server]);
     let facts = api.facts().await.expect("facts");
@@ -601,8 +643,12 @@ async fn a_condition_is_true_only_if_the_object_says_so() {
     }
     let (code, gone) = status(404, "NotFound", "not found");
     world.answer(Method::GET, path, code, &gone);
-    assert!(matches!(api.condition(&probe("Database", "db")).await, Err(ApiError::NotFound(what)) if what.contains("data/db")));
-    assert!(matches!(api.condition(&probe("Table", "db")).await, Err(ApiError::NotFound(what)) if what.contains("Table")));
+    assert!(
+        matches!(api.condition(&probe("Database", "db")).await, Err(ApiError::NotFound(what)) if what.contains("data/db"))
+    );
+    assert!(
+        matches!(api.condition(&probe("Table", "db")).await, Err(ApiError::NotFound(what)) if what.contains("Table"))
+    );
 }
 
 #[tokio::test]
@@ -625,7 +671,10 @@ async fn controllers_that_lead_are_restarted_with_those_of_kube_system() {
         );
     }
     for (lease, holder) in [("ops/leases/operator", "operator-5d-x1_2f3b"), ("kube-node-lease/leases/s1", "s1")] {
-        world.put(&format!("/apis/coordination.k8s.io/v1/namespaces/{lease}"), json!({ "spec": { "holderIdentity": holder } }));
+        world.put(
+            &format!("/apis/coordination.k8s.io/v1/namespaces/{lease}"),
+            json!({ "spec": { "holderIdentity": holder } }),
+        );
     }
     let server = pki.serve(&world).await;
     let api = pki.connect(&[&server]);

@@ -29,7 +29,9 @@ const NAMESPACE: &str = "kadence-contract";
 #[tokio::test(flavor = "multi_thread")]
 async fn the_port_keeps_its_contract_on_a_real_cluster() {
     let Some(kubeconfig) = std::env::var_os("KADENCE_TEST_KUBECONFIG") else {
-        say("SKIPPED: the contract of the Kubernetes port was NOT tested on a real cluster: KADENCE_TEST_KUBECONFIG is not set");
+        say(
+            "SKIPPED: the contract of the Kubernetes port was NOT tested on a real cluster: KADENCE_TEST_KUBECONFIG is not set",
+        );
         return;
     };
     let kubeconfig = Path::new(&kubeconfig);
@@ -234,8 +236,21 @@ async fn evictions(api: &dyn Api, client: &Client) {
 
     let pod = until("a ready pod that its budget covers", async || {
         let facts = api.facts().await.expect("facts");
-        let covered = facts.workload.budgets.known().expect("budgets").iter().any(|b| b.name == "contract" && b.expected_pods == 1 && b.pods.len() == 1);
-        facts.workload.pods.known().expect("pods").iter().find(|p| p.namespace == NAMESPACE && p.ready && covered).cloned()
+        let covered = facts
+            .workload
+            .budgets
+            .known()
+            .expect("budgets")
+            .iter()
+            .any(|b| b.name == "contract" && b.expected_pods == 1 && b.pods.len() == 1);
+        facts
+            .workload
+            .pods
+            .known()
+            .expect("pods")
+            .iter()
+            .find(|p| p.namespace == NAMESPACE && p.ready && covered)
+            .cloned()
     })
     .await;
     assert_eq!(pod.owner.as_deref(), Some("ReplicaSet"));
@@ -258,7 +273,8 @@ async fn evictions(api: &dyn Api, client: &Client) {
 
     let another = Pod { uid: "3c1c5d0e-0000-4000-8000-000000000000".into(), ..pod.clone() };
     assert_eq!(api.evict(&another, false).await, Ok(Eviction::Gone), "another pod of the same name stays");
-    until("the eviction is allowed", async || (api.evict(&pod, true).await == Ok(Eviction::Accepted)).then_some(())).await;
+    until("the eviction is allowed", async || (api.evict(&pod, true).await == Ok(Eviction::Accepted)).then_some(()))
+        .await;
     let pods = kube::Api::<KubePod>::namespaced(client.clone(), NAMESPACE);
     let there = pods.get(&pod.name).await.expect("a dry run changes nothing");
     assert!(there.metadata.deletion_timestamp.is_none());

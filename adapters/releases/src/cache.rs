@@ -164,9 +164,7 @@ async fn blocking<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 
 pub(crate) fn here(path: &Path, error: &io::Error) -> ReleaseError {
     let why = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "the disk of this machine is full; a binary takes about 80 MB, an airgap archive up to 300 MB: make room, then \
-             try again"
-                .to_owned()
+            format!("the disk of this machine is full ({error}): make room, then try again")
         }
         _ => error.to_string(),
     };

@@ -340,7 +340,10 @@ pub(crate) fn etcd_local(answer: &Answer) -> Fact<EtcdLocal> {
         return Fact::unknown("etcd does not answer on 127.0.0.1:2381");
     };
     let Ok(health) = serde_json::from_str::<Health>(text) else {
-        return Fact::unknown(format!("etcd answers on 127.0.0.1:2381 with: {}", text.chars().take(200).collect::<String>()));
+        return Fact::unknown(format!(
+            "etcd answers on 127.0.0.1:2381 with: {}",
+            text.chars().take(200).collect::<String>()
+        ));
     };
     let metrics = Metrics::of(answer);
     let Some(has_leader) = metrics.value("etcd_server_has_leader") else {
@@ -625,6 +628,28 @@ mod tests {
     }
 
     #[test]
+    fn an_agent_has_no_token_no_datastore_and_its_own_copy_of_the_ca() {
+        let mut text = "role\tagent\nunit\tId\tk3s-agent.service\nunit\tDropInPaths\t/etc/a.conf /etc/b.conf\n\
+                        binary\t/opt/bin/k3s\ndata-dir\t/data/k3s\nother-unit\tk3s.service\ndatastore\t\ncgroup\tv2\n"
+            .to_owned();
+        for line in SERVER.lines().filter(|l| l.contains("/server/tls/server-ca.crt:")) {
+            text.push_str(&line.replace("/var/lib/rancher/k3s/server/tls/", "/data/k3s/agent/"));
+            text.push('\n');
+        }
+        text.push_str(&format!("digest\t{}\nsize\t12\nversion\tv1.35.7+rke2r1\nend", Digest::of(b"k3s")));
+        let received: Timestamp = "2026-11-25T10:31:00Z".parse().expect("a time");
+        let facts = facts(&answer(&text), &key(), received, SignedDuration::ZERO);
+        assert_eq!(facts.ca_hash, server().ca_hash, "server and agent of one cluster trust the same CA");
+        assert_eq!(facts.token, Fact::Known(None));
+        assert_eq!((facts.etcd, facts.etcd_members, facts.sqlite, facts.secrets_encryption), (None, None, None, None));
+        let install = facts.install.known().expect("known");
+        assert_eq!((install.role, install.unit.name.as_str()), (Role::Agent, "k3s-agent"));
+        assert_eq!(install.unit.files, ["/etc/a.conf", "/etc/b.conf"]);
+        assert!(install.other_unit_enabled);
+        assert!(install.version.why().is_some_and(|why| why.contains("rke2")), "not a K3s: not ordered, not guessed");
+    }
+
+    #[test]
     fn an_answer_without_anything_is_unknown_throughout() {
         let received: Timestamp = "2026-11-25T10:31:00Z".parse().expect("a time");
         let facts = facts(&answer("end"), &key(), received, SignedDuration::ZERO);
@@ -666,7 +691,8 @@ mod tests {
         let alarmed = answer(
             "etcd-health\t{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\netcd-metric\tetcd_server_has_leader 1",
         );
-        let Fact::Known(etcd) = etcd_local(&alarmed) else { panic!("known") };
+        let etcd = etcd_local(&alarmed);
+        let etcd = etcd.known().expect("known");
         assert!(!etcd.healthy);
         assert_eq!(etcd.alarms, Fact::Known(vec!["NOSPACE".to_owned()]));
         assert!(etcd.db_bytes.why().is_some());
@@ -683,8 +709,12 @@ mod tests {
 
     #[test]
     fn members_of_both_sources_are_the_same() {
-        let gateway = answer("etcd-members\t{\"members\":[{\"ID\":\"11611219672525820398\",\"name\":\"s1-7b3f6b1c\",\"peerURLs\":[\"https://10.0.0.1:2380\"]}]}");
-        let supervisor = answer("etcd-members\t{\"members\":[{\"ID\":11611219672525820398,\"name\":\"s1-7b3f6b1c\",\"peerURLs\":[\"https://10.0.0.1:2380\"]}]}");
+        let gateway = answer(
+            "etcd-members\t{\"members\":[{\"ID\":\"11611219672525820398\",\"name\":\"s1-7b3f6b1c\",\"peerURLs\":[\"https://10.0.0.1:2380\"]}]}",
+        );
+        let supervisor = answer(
+            "etcd-members\t{\"members\":[{\"ID\":11611219672525820398,\"name\":\"s1-7b3f6b1c\",\"peerURLs\":[\"https://10.0.0.1:2380\"]}]}",
+        );
         assert_eq!(etcd_members(&gateway), etcd_members(&supervisor));
         assert_eq!(etcd_members(&gateway).known().expect("known")[0].id, "a12356c5f5edd1ee");
     }
@@ -703,7 +733,10 @@ mod tests {
         let done = report(&answer(&format!("already\nkept\t/b\nfile\t/x\t12\t{digest}\nrevision\t77\nintegrity\tok")));
         let done = done.expect("a report");
         assert!(done.already);
-        assert_eq!((done.kept.as_deref(), done.revision, done.integrity.as_deref()), (Some("/b"), Some(77), Some("ok")));
+        assert_eq!(
+            (done.kept.as_deref(), done.revision, done.integrity.as_deref()),
+            (Some("/b"), Some(77), Some("ok"))
+        );
         assert_eq!(done.files, [RemoteFile { path: "/x".to_owned(), bytes: 12, digest }]);
     }
 }

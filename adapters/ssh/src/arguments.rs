@@ -236,10 +236,7 @@ impl Collector {
             }
             let Some((name, value)) = line.split_once('=') else { continue };
             let value = value.trim();
-            let value = ['"', '\'']
-                .iter()
-                .find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q))
-                .unwrap_or(value);
+            let value = ['"', '\''].iter().find_map(|q| value.strip_prefix(*q)?.strip_suffix(*q)).unwrap_or(value);
             self.found.push(Found {
                 key: key_of_variable(name.trim()),
                 value: value.to_owned(),
@@ -461,9 +458,14 @@ mod tests {
 
     #[test]
     fn lines_lists_and_additions() {
-        let arguments = config("# comment\n\ndisable: [traefik, servicelb]\nwrite-kubeconfig-mode: \"0644\"\nselinux: true\ntls-san+:\n  - a\n");
-        let found: Vec<_> =
-            arguments.entries.iter().map(|a| format!("{}={} {}", a.key, a.value.as_deref().unwrap_or("-"), a.place)).collect();
+        let arguments = config(
+            "# comment\n\ndisable: [traefik, servicelb]\nwrite-kubeconfig-mode: \"0644\"\nselinux: true\ntls-san+:\n  - a\n",
+        );
+        let found: Vec<_> = arguments
+            .entries
+            .iter()
+            .map(|a| format!("{}={} {}", a.key, a.value.as_deref().unwrap_or("-"), a.place))
+            .collect();
         assert_eq!(
             found,
             [
@@ -475,7 +477,8 @@ mod tests {
             ]
         );
         assert_eq!(
-            config("disable: [traefik, servicelb]\nwrite-kubeconfig-mode: \"0644\"\nselinux: true\ntls-san: [a]\n").digest,
+            config("disable: [traefik, servicelb]\nwrite-kubeconfig-mode: \"0644\"\nselinux: true\ntls-san: [a]\n")
+                .digest,
             arguments.digest,
             "comments and layout are no change"
         );
@@ -499,18 +502,26 @@ mod tests {
         let arguments = collector.finish(&key());
         let found: Vec<_> =
             arguments.entries.iter().map(|a| format!("{}={}", a.key, a.value.as_deref().unwrap_or("-"))).collect();
-        assert_eq!(found, ["tls-san=a b", "cluster-init=true", "disable=traefik", "token=-", "node-label=x=\"y\"", "stray=-"]);
+        assert_eq!(
+            found,
+            ["tls-san=a b", "cluster-init=true", "disable=traefik", "token=-", "node-label=x=\"y\"", "stray=-"]
+        );
     }
 
     #[test]
     fn variables_are_the_flags_they_stand_for() {
         let mut collector = Collector::default();
-        collector.environment("/etc/systemd/system/k3s.service.env", "# c\nK3S_URL='https://s1:6443'\nK3S_TOKEN=x\nHTTP_PROXY=http://u:p@proxy\nK3S_NODE_NAME=n1\n");
+        collector.environment(
+            "/etc/systemd/system/k3s.service.env",
+            "# c\nK3S_URL='https://s1:6443'\nK3S_TOKEN=x\nHTTP_PROXY=http://u:p@proxy\nK3S_NODE_NAME=n1\n",
+        );
         let found: Vec<_> = collector
             .finish(&key())
             .entries
             .iter()
-            .map(|a| format!("{}={} {}", a.key, a.value.as_deref().unwrap_or("-"), a.place.rsplit(':').next().unwrap_or("")))
+            .map(|a| {
+                format!("{}={} {}", a.key, a.value.as_deref().unwrap_or("-"), a.place.rsplit(':').next().unwrap_or(""))
+            })
             .collect();
         assert_eq!(found, ["server=https://s1:6443 2", "token=- 3", "HTTP_PROXY=- 4", "node-name=n1 5"]);
     }

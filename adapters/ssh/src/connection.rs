@@ -257,8 +257,15 @@ impl Connection {
             };
         }
         if text.contains("Permission denied (") {
-            let key = self.settings.ssh.key.as_ref().map_or("your agent's and default keys".to_owned(), |k| k.display().to_string());
-            return self.no_way(format!("{user}@{address} refuses to log us in with {key} (ssh.user, ssh.key in kadence.yaml)"));
+            let key = self
+                .settings
+                .ssh
+                .key
+                .as_ref()
+                .map_or("your agent's and default keys".to_owned(), |k| k.display().to_string());
+            return self.no_way(format!(
+                "{user}@{address} refuses to log us in with {key} (ssh.user, ssh.key in kadence.yaml)"
+            ));
         }
         self.no_way(format!("{address} port {port}: {}", last_line(&text)))
     }
@@ -281,7 +288,10 @@ pub(crate) enum Line {
     /// The answer is whole.
     End,
     /// The script's own error: code and reason.
-    Error { code: String, why: String },
+    Error {
+        code: String,
+        why: String,
+    },
 }
 
 impl Call {
@@ -361,8 +371,8 @@ impl Call {
                 }
                 _ => HostError::Failed { node, code, why },
             },
-            // Nothing is known of how it ends.
-            "waiting" => HostError::NoWay { node, why },
+            // Nothing is known of how it ends; of what is watched, how it goes on.
+            "waiting" | "over" => HostError::NoWay { node, why },
             _ => HostError::Failed { node, code, why },
         }
     }

@@ -176,7 +176,8 @@ impl SshHosts {
             }
             call.close_stdin();
             let answer = call.answer(PATIENCE * 4).await?;
-            let path = answer.text("stored").ok_or_else(|| here("the node did not say where the file is".to_owned()))?;
+            let path =
+                answer.text("stored").ok_or_else(|| here("the node did not say where the file is".to_owned()))?;
             Ok((format!("stored\t{path}"), false))
         }
         .await;
@@ -376,7 +377,8 @@ fn task_words(task: &Task) -> (Vec<String>, u64) {
             (words(&["place", &to.to_string(), &artifact.to_string(), &expect.to_string(), "warm"]), 10 * MINUTE)
         }
         Task::EtcdSnapshot { name } => {
-            let name = if name.starts_with(SNAPSHOT_PREFIX) { name.clone() } else { format!("{SNAPSHOT_PREFIX}{name}") };
+            let name =
+                if name.starts_with(SNAPSHOT_PREFIX) { name.clone() } else { format!("{SNAPSHOT_PREFIX}{name}") };
             (words(&["etcd-snapshot", &name]), 7 * MINUTE)
         }
         Task::SqliteBackup { tool } => {

@@ -5,7 +5,7 @@
 #   facts                      read-only: what an inventory needs
 #   glance                     read-only: the part of it that is looked at again before each step
 #   follow ROLE SECS PATTERN.. read-only: unit, etcd and matching lines of the journal, until stdin ends
-#   receive PATH DIGEST BYTES  stores stdin as a file of Kadence's, verified
+#   receive KIND NAME DIGEST BYTES       stores stdin as a file of Kadence's, verified
 #   send PATH                  writes a file to stdout
 #   order ID TURN SECS ROLE TASK ARG..   has a task performed in a unit of its own, and waits for its result
 #   do ID TURN ROLE TASK ARG.. what that unit runs
@@ -24,7 +24,7 @@
 
 set -u
 umask 077
-export LC_ALL=C PATH="${PATH:-}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+export LC_ALL=C TZ=UTC PATH="${PATH:-}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 BASE=/var/lib/kadence
 # Digests and versions of files that have not changed since they were looked at. Gone with the next boot.
@@ -67,8 +67,9 @@ read_or() {
 
 size_of() { stat -L -c %s "$1" 2> /dev/null; }
 
-# Changes with every write to the file, and with every change of its name.
-fingerprint() { stat -L -c '%d %i %s %Y %Z %n' "$1" 2> /dev/null; }
+# Changes with every write to the file, and with every change of its name: the time of the last change cannot be set, and
+# is told in fractions of a second.
+fingerprint() { stat -L -c '%d %i %s %y %z %n' "$1" 2> /dev/null; }
 
 hash_file() { sha256sum < "$1" 2> /dev/null | cut -d ' ' -f 1; }
 

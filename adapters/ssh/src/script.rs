@@ -24,10 +24,7 @@ pub(crate) struct Script {
 
 impl Script {
     pub(crate) fn new() -> Self {
-        Self {
-            line: format!("kadence:{}\n", BASE64.encode(SCRIPT)),
-            short: Digest::of(SCRIPT.as_bytes()).short(12),
-        }
+        Self { line: format!("kadence:{}\n", BASE64.encode(SCRIPT)), short: Digest::of(SCRIPT.as_bytes()).short(12) }
     }
 
     /// The line that carries the script.

@@ -3,6 +3,8 @@
 //! `KADENCE_TEST_HOST` names the folder of a host that `testbed/hosts` made and that is up; without it these tests do
 //! nothing and say so. They take the host as theirs.
 
+#![expect(clippy::panic, reason = "a test fails by panicking")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -61,8 +63,7 @@ async fn host() -> Option<Host> {
     };
     let turn = HOST.lock().await;
     let testbed = dir.parent().and_then(Path::parent).expect("a host of the testbed");
-    let ssh =
-        Ssh { key: Some(testbed.join("id")), known_hosts: Some(dir.join("known_hosts")), ..Ssh::default() };
+    let ssh = Ssh { key: Some(testbed.join("id")), known_hosts: Some(dir.join("known_hosts")), ..Ssh::default() };
     let name = dir.file_name().expect("a name").to_string_lossy().into_owned();
     let scratch = tempfile::tempdir().expect("a folder");
     let host = Host { dir, name, ssh, scratch, _turn: turn };
@@ -158,14 +159,7 @@ impl Host {
 }
 
 fn order(id: &str, turn: u64, task: Task) -> Order {
-    Order {
-        id: ActionId::new(id),
-        turn,
-        rollout: RolloutId::new("r"),
-        plan: "p".to_owned(),
-        role: Role::Server,
-        task,
-    }
+    Order { id: ActionId::new(id), turn, rollout: RolloutId::new("r"), plan: "p".to_owned(), role: Role::Server, task }
 }
 
 fn swap(to: &Artifact, from: &Artifact, cold_copy: bool) -> Task {
@@ -226,10 +220,17 @@ async fn a_swap_is_done_once_per_id() {
     let facts = hosts.facts(&node()).await.expect("facts");
     assert_eq!(facts.turn, 3);
     let records: Vec<_> = facts.records.iter().map(|r| (r.id.as_str(), r.state)).collect();
-    assert_eq!(records, [("r-1", RecordState::Succeeded), ("r-3", RecordState::Succeeded)], "the refused one left nothing");
+    assert_eq!(
+        records,
+        [("r-1", RecordState::Succeeded), ("r-3", RecordState::Succeeded)],
+        "the refused one left nothing"
+    );
 
     hosts.tidy(&node(), &Keep { binaries: vec![], rollouts: vec![] }).await.expect("tidied");
-    assert_eq!(host.run("cd /var/lib/kadence; ls staged binaries actions | grep -v : | grep . || echo nothing"), "nothing");
+    assert_eq!(
+        host.run("cd /var/lib/kadence; ls staged binaries actions | grep -v : | grep . || echo nothing"),
+        "nothing"
+    );
     assert_eq!(host.run("cat /var/lib/kadence/turn"), "3", "the turn outlives everything");
 }
 
@@ -243,8 +244,11 @@ async fn what_is_not_as_expected_is_not_replaced() {
 
     hosts.stage(&node(), &new).await.expect("staged");
     // Somebody else was here.
-    let foreign = hosts.act(&node(), &order("r-2", 1, swap(&new, &new_named(&host, "v1.35.8+k3s1"), false))).await;
-    assert!(matches!(&foreign, Err(HostError::Digest { found, .. }) if *found == old.digest.to_string()), "{foreign:?}");
+    let foreign = hosts.act(&node(), &order("r-2", 1, swap(&new, &host.artifact("v1.35.8+k3s1"), false))).await;
+    assert!(
+        matches!(&foreign, Err(HostError::Digest { found, .. }) if *found == old.digest.to_string()),
+        "{foreign:?}"
+    );
     // The staged file is not what was verified any more, its size and its time of change are.
     host.run("cd /var/lib/kadence/staged; f=$(ls); touch -r $f /run/t; printf X | dd of=$f bs=1 seek=20 conv=notrunc 2>/dev/null; touch -r /run/t $f");
     let spoiled = hosts.act(&node(), &order("r-3", 1, swap(&new, &old, false))).await;
@@ -260,10 +264,6 @@ async fn what_is_not_as_expected_is_not_replaced() {
     let refused = hosts.stage(&node(), &lie).await;
     assert!(matches!(&refused, Err(HostError::Digest { .. })), "{refused:?}");
     assert_eq!(host.run("ls -A /var/lib/kadence/staged"), "", "nothing of it is left");
-}
-
-fn new_named(host: &Host, version: &str) -> Artifact {
-    host.artifact(version)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,7 +323,11 @@ async fn a_cut_connection_does_not_cut_the_work() {
     host.run("rm /run/hold-stop");
     waiting.await.expect("ended").expect("done");
     assert_eq!(host.installed(), new.digest);
-    assert_eq!(host.run(&format!("journalctl -q -o cat -u kadence-{id} | grep -c '^Starting'")), "1", "one unit did it");
+    assert_eq!(
+        host.run(&format!("journalctl -q -o cat -u kadence-{id} | grep -c '^Starting'")),
+        "1",
+        "one unit did it"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -413,7 +417,8 @@ async fn a_database_is_backed_up_while_it_is_written_and_put_back_clean() {
         "cd /var/lib/rancher/k3s/server/db; sqlite3 state.db 'PRAGMA journal_mode=WAL; CREATE TABLE kine(id INTEGER PRIMARY KEY); \
          INSERT INTO kine VALUES (41)' > /dev/null; (sqlite3 state.db 'INSERT INTO kine VALUES (42); SELECT 1' '.shell cp state.db-wal /run/wal'); true",
     );
-    let backup = hosts.act(&node(), &order("r-1", 1, Task::SqliteBackup { tool: SqliteTool::Sqlite3 })).await.expect("a backup");
+    let backup =
+        hosts.act(&node(), &order("r-1", 1, Task::SqliteBackup { tool: SqliteTool::Sqlite3 })).await.expect("a backup");
     assert_eq!((backup.integrity.as_deref(), backup.revision), (Some("ok"), Some(42)));
     let file: &RemoteFile = &backup.files[0];
     let into = host.scratch.path().join("copy");
@@ -475,7 +480,8 @@ async fn ways_in_and_ways_that_are_none() {
     let stranger = host.scratch.path().join("stranger");
     let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&stranger).status();
     assert!(made.expect("ssh-keygen").success());
-    let error = host.hosts_by(Ssh { key: Some(stranger), ..host.ssh.clone() }).glance(&node()).await.expect_err("no key");
+    let error =
+        host.hosts_by(Ssh { key: Some(stranger), ..host.ssh.clone() }).glance(&node()).await.expect_err("no key");
     assert!(error.is_no_way() && error.to_string().contains("refuses to log us in"), "{error}");
 
     let error = host.hosts_by(Ssh { port: 1, ..host.ssh.clone() }).glance(&node()).await.expect_err("no sshd");

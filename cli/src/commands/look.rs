@@ -108,6 +108,7 @@ pub(crate) async fn validate(global: &Global, cluster: &str) -> Result<Exit, Fai
     let findings = checks::run(&checks::Question {
         inventory: &inventory,
         hop: None,
+        rollout: None,
         catalog: &catalog,
         cluster: &engine.config,
         knowledge: engine.knowledge,

@@ -44,8 +44,11 @@ pub(crate) fn ha(version: &str) -> Inventory {
 /// One server with SQLite, and nothing else.
 pub(crate) fn sqlite(version: &str) -> Inventory {
     let mut server = node("s1", Role::Server, 11, &parse(version));
-    let files =
-        SqliteFiles { path: "/var/lib/rancher/k3s/server/db/state.db".to_owned(), db_bytes: 9 * MIB, wal_bytes: 4 * MIB };
+    let files = SqliteFiles {
+        path: "/var/lib/rancher/k3s/server/db/state.db".to_owned(),
+        db_bytes: 9 * MIB,
+        wal_bytes: 4 * MIB,
+    };
     host(&mut server).sqlite = Some(Fact::Known(files));
     inventory(Datastore::Sqlite, vec![server])
 }
@@ -76,12 +79,7 @@ pub(crate) fn catalog(versions: &[&str]) -> Catalog {
         let published = Some(now() - SignedDuration::from_hours(12 * 24));
         (version.clone(), Release { version, published, prerelease: false, binaries })
     });
-    Catalog {
-        source: "/srv/releases".to_owned(),
-        fetched: now(),
-        releases: releases.collect(),
-        unreadable: Vec::new(),
-    }
+    Catalog { source: "/srv/releases".to_owned(), fetched: now(), releases: releases.collect(), unreadable: Vec::new() }
 }
 
 /// The digest of the binary that [`catalog`] has, and that the nodes of a version have installed.
@@ -170,7 +168,7 @@ fn etcd_local(i: u8, version: &Version) -> EtcdLocal {
 }
 
 fn node(name: &str, role: Role, last: u8, version: &Version) -> Node {
-    let machine_id = format!("{:032x}", last);
+    let machine_id = format!("{last:032x}");
     let boot_id = format!("00000000-0000-4000-8000-0000000000{last:02}");
     let labels = BTreeMap::from([
         ("kubernetes.io/hostname".to_owned(), name.to_owned()),
@@ -225,10 +223,9 @@ fn host_facts(name: &str, role: Role, version: &Version, machine_id: String, boo
             certificate("server/tls/server-ca.crt", 3_500, true),
             certificate("server/tls/client-admin.crt", 300, false),
         ],
-        Role::Agent => vec![
-            certificate("agent/server-ca.crt", 3_500, true),
-            certificate("agent/client-kubelet.crt", 300, false),
-        ],
+        Role::Agent => {
+            vec![certificate("agent/server-ca.crt", 3_500, true), certificate("agent/client-kubelet.crt", 300, false)]
+        }
     };
     let server = role == Role::Server;
     HostFacts {
@@ -269,9 +266,8 @@ fn host_facts(name: &str, role: Role, version: &Version, machine_id: String, boo
         etcd: None,
         etcd_members: None,
         sqlite: None,
-        secrets_encryption: server.then(|| {
-            Fact::Known(SecretsEncryption { enabled: false, stage: "start".to_owned(), hashes_match: true })
-        }),
+        secrets_encryption: server
+            .then(|| Fact::Known(SecretsEncryption { enabled: false, stage: "start".to_owned(), hashes_match: true })),
         tools: Tools { systemd_run: true, sqlite3: true, python3: true, restorecon: false, selinux_enforcing: false },
         turn: 0,
         records: Vec::new(),
@@ -327,6 +323,7 @@ fn inventory(datastore: Datastore, nodes: Vec<Node>) -> Inventory {
                 name: "coredns".to_owned(),
                 version: "1a2b3c".to_owned(),
                 settled: true,
+                detail: String::new(),
             }]),
             helm_releases: Fact::Known(vec![HelmRelease {
                 namespace: "kube-system".to_owned(),

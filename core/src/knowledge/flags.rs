@@ -150,7 +150,12 @@ impl Flags {
 
     /// A flag inside a `*-arg` value: `service-node-port-range` in `kube-apiserver-arg`.
     pub fn component_flag(&self, component: KubeComponent, version: &Version, name: &str) -> Flag<'_> {
-        answer(&self.component_minors, self.components.get(&(component, name.to_owned())), version)
+        let name = match component {
+            // It sets its own normalisation; the others leave that to their main program, which K3s replaces.
+            KubeComponent::Kubelet => name.replace('_', "-"),
+            _ => name.to_owned(),
+        };
+        answer(&self.component_minors, self.components.get(&(component, name)), version)
     }
 }
 
@@ -305,11 +310,31 @@ mod tests {
             (Scheduler, "bind-address"),
             (Kubelet, "feature-gates"),
         ] {
-            for version in ["v1.36.4+k3s1"] {
+            for version in ["v1.33.13+k3s1", "v1.34.10+k3s1", "v1.35.8+k3s1", "v1.36.4+k3s1", "v1.37.1+k3s1"] {
                 assert!(matches!(component(of, version, name), Flag::Known { .. }), "{name} {version}");
             }
         }
+        // Kubernetes 1.35 dropped the kubelet's flag for the pause image, 1.37 all of cAdvisor's but one.
+        let pause = "pod-infra-container-image";
+        assert!(matches!(component(Kubelet, "v1.34.10+k3s1", pause), Flag::Known { deprecated: true, .. }));
+        let removed = |since| Flag::Removed { since: minor(since), instead: None };
+        assert_eq!(component(Kubelet, "v1.35.8+k3s1", pause), removed("v1.35"));
+        assert_eq!(component(Kubelet, "v1.35.9+k3s1", pause), removed("v1.35"), "it does not come back");
+        assert_eq!(component(Kubelet, "v1.37.1+k3s1", "containerd"), removed("v1.37"));
+        assert_eq!(component(Kubelet, "v1.37.1+k3s1", "housekeeping-interval"), PLAIN);
+        let next = Flag::NotYet { since: v("v1.36.0+k3s1") };
+        assert_eq!(component(ApiServer, "v1.35.8+k3s1", "tls-curve-preferences"), next);
         assert_eq!(component(Scheduler, "v1.36.4+k3s1", "service-node-port-range"), Flag::Unknown);
+    }
+
+    #[test]
+    fn only_the_kubelet_takes_underscores_for_dashes() {
+        use KubeComponent::{ApiServer, ControllerManager, Kubelet};
+        assert_eq!(component(Kubelet, "v1.36.4+k3s1", "max_pods"), PLAIN);
+        assert_eq!(component(Kubelet, "v1.36.4+k3s1", "max__pods"), Flag::Unknown);
+        assert_eq!(component(ApiServer, "v1.36.4+k3s1", "event_ttl"), Flag::Unknown);
+        assert_eq!(component(ControllerManager, "v1.36.4+k3s1", "concurrent_rc_syncs"), PLAIN);
+        assert_eq!(component(ControllerManager, "v1.36.4+k3s1", "concurrent-rc-syncs"), Flag::Unknown);
     }
 
     #[test]

@@ -189,7 +189,8 @@ mod tests {
     #[test]
     fn secrets_in_arguments_are_starred() {
         let node = api_node(&parse(server()));
-        let expected = ["server", "--cluster-init", "--token", STARS, "--etcd-s3-secret-key=********", "--tls-san", "x"];
+        let expected =
+            ["server", "--cluster-init", "--token", STARS, "--etcd-s3-secret-key=********", "--tls-san", "x"];
         assert_eq!(node.object.args, expected);
     }
 
@@ -215,7 +216,7 @@ mod tests {
         let mark = Mark { rollout: "r1".into(), plan: "p".into(), step: "s".into() };
         let written = serde_json::to_string(&mark).expect("json");
         for (unschedulable, annotation, expected) in [
-            (true, Some(written.as_str()), Cordon::Ours { mark: mark.clone() }),
+            (true, Some(written.as_str()), Cordon::Ours { mark }),
             (true, Some("{\"rollout\":1}"), Cordon::Foreign),
             (true, None, Cordon::Foreign),
             (false, Some(written.as_str()), Cordon::None),

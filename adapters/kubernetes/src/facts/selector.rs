@@ -71,7 +71,10 @@ mod tests {
             (expression("NotIn", "zone", &["a"]), true),
             (expression("Exists", "tier", &[]), true),
             (expression("DoesNotExist", "tier", &[]), false),
-            (json!({ "matchLabels": { "app": "web" }, "matchExpressions": [{ "key": "tier", "operator": "In", "values": ["back"] }] }), false),
+            (
+                json!({ "matchLabels": { "app": "web" }, "matchExpressions": [{ "key": "tier", "operator": "In", "values": ["back"] }] }),
+                false,
+            ),
         ] {
             let parsed: LabelSelector = serde_json::from_value(selector.clone()).expect("a selector");
             assert_eq!(selects(&parsed, &web), expected, "{selector}");

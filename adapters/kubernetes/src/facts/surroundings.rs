@@ -16,9 +16,9 @@ use kadence_core::fact::Fact;
 use kadence_core::inventory::{
     ApiNode, Controller, ControllerKind, HelmRelease, LeaseHolder, Manager, Packaged, PackagedKind, Storage, Webhook,
 };
+use kube::ResourceExt;
 use kube::api::DynamicObject;
 use kube::core::PartialObjectMeta;
-use kube::ResourceExt;
 use serde_json::Value;
 
 use super::both;
@@ -129,7 +129,13 @@ impl Seen<'_> {
             (Some(selector), Ok(labels)) => !selects(selector, labels),
             (Some(_), Err(why)) => return Err(why.clone()),
         };
-        Ok(Webhook { name: draft.name, resources: draft.resources, service: draft.service, ready_on, spares_kube_system })
+        Ok(Webhook {
+            name: draft.name,
+            resources: draft.resources,
+            service: draft.service,
+            ready_on,
+            spares_kube_system,
+        })
     }
 }
 
@@ -162,9 +168,8 @@ enum JobState {
 impl ChartJob {
     pub(crate) fn of(job: &Job) -> Self {
         let status = job.status.clone().unwrap_or_default();
-        let condition = |type_: &str| {
-            status.conditions.iter().flatten().find(|c| c.type_ == type_ && c.status == "True")
-        };
+        let condition =
+            |type_: &str| status.conditions.iter().flatten().find(|c| c.type_ == type_ && c.status == "True");
         let state = if condition("Complete").is_some() {
             JobState::Succeeded
         } else if let Some(failed) = condition("Failed") {
@@ -209,9 +214,10 @@ fn packaged_addon(addon: &DynamicObject) -> Packaged {
 /// Settled if the release is deployed and the job, where there still is one, succeeded.
 fn packaged_chart(chart: &DynamicObject, jobs: &[ChartJob], releases: &[HelmRelease]) -> Packaged {
     let namespace = chart.namespace().unwrap_or_default();
-    let target = text(chart, "/spec/targetNamespace").unwrap_or(&namespace);
+    let of = |pointer| text(chart, pointer).filter(|v| !v.is_empty());
+    let target = of("/spec/targetNamespace").unwrap_or(&namespace);
     let name = chart.name_any();
-    let job_name = text(chart, "/status/jobName").map_or_else(|| format!("helm-install-{name}"), str::to_owned);
+    let job_name = of("/status/jobName").map_or_else(|| format!("helm-install-{name}"), str::to_owned);
     let job = jobs.iter().find(|j| j.namespace == namespace && j.name == job_name);
     let (job_settled, job_words) = match job.map(|j| &j.state) {
         Some(JobState::Succeeded) => (true, format!("job {job_name} succeeded")),
@@ -225,7 +231,6 @@ fn packaged_chart(chart: &DynamicObject, jobs: &[ChartJob], releases: &[HelmRele
         Some(r) => (r.status == "deployed", format!("release {target}/{name} revision {} is {}", r.revision, r.status)),
         None => (false, format!("there is no release {target}/{name}")),
     };
-    let of = |pointer| text(chart, pointer).filter(|v| !v.is_empty());
     Packaged {
         kind: PackagedKind::HelmChart,
         name: short_name(chart),
@@ -321,7 +326,9 @@ impl Seen<'_> {
             snapshots.chain(backups).collect::<Vec<_>>()
         });
         let ceph = ceph.map(|clusters| {
-            let health = |c: &DynamicObject| text(c, "/status/ceph/health").unwrap_or("it says nothing of its health").to_owned();
+            let health = |c: &DynamicObject| {
+                text(c, "/status/ceph/health").unwrap_or("it says nothing of its health").to_owned()
+            };
             clusters.iter().map(|c| (full_name(c), health(c))).collect::<BTreeMap<_, _>>()
         });
         let dangling = both(attachments, self.nodes.as_ref(), |attachments, nodes| {
@@ -343,7 +350,9 @@ impl Seen<'_> {
 fn snapshot_in_progress(snapshot: &DynamicObject) -> bool {
     let flag = |pointer| snapshot.data.pointer(pointer).and_then(Value::as_bool).unwrap_or_default();
     let failed = text(snapshot, "/status/error").is_some_and(|e| !e.is_empty());
-    !flag("/status/readyToUse") && !flag("/status/markRemoved") && !failed
+    !flag("/status/readyToUse")
+        && !flag("/status/markRemoved")
+        && !failed
         && snapshot.metadata.deletion_timestamp.is_none()
 }
 
@@ -414,10 +423,17 @@ impl Seen<'_> {
                     Some(Manager::GitOps { object: format!("{kind} {}", full_name(o)), owner })
                 }
             };
-            charts.iter().filter_map(owned("HelmChart")).chain(addons.iter().filter_map(owned("Addon"))).collect::<Vec<_>>()
+            charts
+                .iter()
+                .filter_map(owned("HelmChart"))
+                .chain(addons.iter().filter_map(owned("Addon")))
+                .collect::<Vec<_>>()
         });
         let controllers = self.controllers.as_ref().map(|controllers| {
-            controllers.iter().flat_map(|(controller, manages)| of_controller(controller, manages, now)).collect::<Vec<_>>()
+            controllers
+                .iter()
+                .flat_map(|(controller, manages)| of_controller(controller, manages, now))
+                .collect::<Vec<_>>()
         });
         both(both(plans, objects, super::chain), controllers, super::chain).map(|mut all| {
             all.sort();
@@ -435,7 +451,8 @@ fn of_controller(controller: &Controller, manages: &Manages, now: Timestamp) -> 
     let object = format!("{kind} {}/{}", controller.namespace, controller.name);
     let rancher = (controller.namespace == "cattle-system" && controller.name == "cattle-cluster-agent")
         .then(|| Manager::Rancher { evidence: object.clone() });
-    let kured = manages.kured.as_deref().and_then(|lock| kured_holder(lock, now)).map(|node| Manager::KuredLock { node });
+    let kured =
+        manages.kured.as_deref().and_then(|lock| kured_holder(lock, now)).map(|node| Manager::KuredLock { node });
     let gitops = manages.gitops.clone().filter(|_| manages.packaged).map(|owner| Manager::GitOps { object, owner });
     [rancher, kured, gitops].into_iter().flatten().collect()
 }
@@ -506,7 +523,8 @@ mod tests {
     }
 
     fn custom(namespace: &str, name: &str, rest: Value) -> DynamicObject {
-        let mut object = json!({ "apiVersion": "x/v1", "kind": "X", "metadata": { "name": name, "namespace": namespace } });
+        let mut object =
+            json!({ "apiVersion": "x/v1", "kind": "X", "metadata": { "name": name, "namespace": namespace } });
         for (key, value) in rest.as_object().expect("fields") {
             match key.as_str() {
                 "labels" | "annotations" => object["metadata"][key] = value.clone(),
@@ -609,7 +627,11 @@ mod tests {
 
     #[test]
     fn the_newest_revision_of_a_release_is_the_highest_number() {
-        let all = [release("traefik", "9", "superseded"), release("traefik", "10", "deployed"), release("traefik", "2", "failed")];
+        let all = [
+            release("traefik", "9", "superseded"),
+            release("traefik", "10", "deployed"),
+            release("traefik", "2", "failed"),
+        ];
         let newest = newest_releases(all.into_iter().flatten().collect());
         assert_eq!(newest.len(), 1);
         assert_eq!((newest[0].revision, newest[0].status.as_str()), (10, "deployed"));
@@ -618,18 +640,20 @@ mod tests {
     #[test]
     fn a_chart_is_settled_once_its_job_succeeded_and_its_release_is_deployed() {
         let chart = || {
-            custom("kube-system", "traefik", json!({
-                "spec": { "chart": "https://%{KUBERNETES_API}%/static/charts/traefik-39.0.501.tgz", "targetNamespace": "" },
-                "status": { "jobName": "helm-install-traefik" },
-            }))
-        };
-        let chart = || {
-            let mut chart = chart();
-            chart.data["spec"].as_object_mut().expect("spec").remove("targetNamespace");
-            chart
+            custom(
+                "kube-system",
+                "traefik",
+                json!({
+                    "spec": { "chart": "https://%{KUBERNETES_API}%/static/charts/traefik-39.0.501.tgz", "targetNamespace": "" },
+                    "status": { "jobName": "helm-install-traefik" },
+                }),
+            )
         };
         let job = |condition: Option<&str>, failed: i32| {
-            let conditions: Vec<_> = condition.iter().map(|c| json!({ "type": c, "status": "True", "message": "BackoffLimitExceeded" })).collect();
+            let conditions: Vec<_> = condition
+                .iter()
+                .map(|c| json!({ "type": c, "status": "True", "message": "BackoffLimitExceeded" }))
+                .collect();
             ChartJob::of(&parse(json!({
                 "metadata": { "name": "helm-install-traefik", "namespace": "kube-system" },
                 "status": { "conditions": conditions, "failed": failed },
@@ -646,7 +670,12 @@ mod tests {
             (None, deployed(), true, "no job"),
         ] {
             let releases = Fact::Known(release.into_iter().collect());
-            let all = packaged(Fact::Known(vec![]), Fact::Known(vec![chart()]), Fact::Known(job.into_iter().collect()), &releases);
+            let all = packaged(
+                Fact::Known(vec![]),
+                Fact::Known(vec![chart()]),
+                Fact::Known(job.into_iter().collect()),
+                &releases,
+            );
             let all = all.known().expect("known");
             assert_eq!(all[0].settled, settled, "{}", all[0].detail);
             assert!(all[0].detail.contains(words), "{}", all[0].detail);
@@ -684,11 +713,20 @@ mod tests {
                 status("s3", json!({ "readyToUse": false, "markRemoved": true })),
                 status("s4", json!({ "readyToUse": false, "error": "lost" })),
             ]),
-            backups: Fact::Known(vec![status("b1", json!({ "state": "InProgress" })), status("b2", json!({ "state": "Completed" }))]),
+            backups: Fact::Known(vec![
+                status("b1", json!({ "state": "InProgress" })),
+                status("b2", json!({ "state": "Completed" })),
+            ]),
         };
-        let ceph = Fact::Known(vec![custom("rook-ceph", "ceph", json!({ "status": { "ceph": { "health": "HEALTH_WARN" } } }))]);
-        let attachment = |name: &str, node: &str, deleting: bool| Attachment { name: name.into(), node: node.into(), deleting };
-        let attachments = Fact::Known(vec![attachment("x", "a1", false), attachment("y", "a1", true), attachment("z", "a9", false)]);
+        let ceph = Fact::Known(vec![custom(
+            "rook-ceph",
+            "ceph",
+            json!({ "status": { "ceph": { "health": "HEALTH_WARN" } } }),
+        )]);
+        let attachment =
+            |name: &str, node: &str, deleting: bool| Attachment { name: name.into(), node: node.into(), deleting };
+        let attachments =
+            Fact::Known(vec![attachment("x", "a1", false), attachment("y", "a1", true), attachment("z", "a9", false)]);
         let storage = with_seen(vec![], |seen| seen.storage(longhorn, ceph, attachments));
         let storage = storage.known().expect("known");
         assert_eq!(storage.longhorn_unhealthy, ["longhorn-system/v1"]);
@@ -726,7 +764,8 @@ mod tests {
 
     #[test]
     fn who_else_manages_is_told_with_the_evidence() {
-        let flux = json!({ "kustomize.toolkit.fluxcd.io/name": "infra", "kustomize.toolkit.fluxcd.io/namespace": "flux" });
+        let flux =
+            json!({ "kustomize.toolkit.fluxcd.io/name": "infra", "kustomize.toolkit.fluxcd.io/namespace": "flux" });
         let plans = Fact::Known(vec![
             custom("system-upgrade", "server-plan", json!({ "labels": flux, "status": { "applying": ["s1"] } })),
             custom("cattle-system", "k3s-master-plan", json!({ "labels": { "rancher-managed": "true" } })),
@@ -738,16 +777,32 @@ mod tests {
         let controllers = vec![
             (controller("cattle-system", "cattle-cluster-agent"), none.clone()),
             (controller("kube-system", "kured"), Manages { kured: Some(lock), ..none.clone() }),
-            (controller("kube-system", "coredns"), Manages { gitops: Some("Flux".into()), packaged: true, ..none.clone() }),
+            (
+                controller("kube-system", "coredns"),
+                Manages { gitops: Some("Flux".into()), packaged: true, ..none.clone() },
+            ),
             (controller("shop", "web"), Manages { gitops: Some("Flux".into()), ..none }),
         ];
         let managers = with_seen(controllers, |seen| seen.managers(plans, &charts, &Fact::Known(vec![]), now()));
         let mut expected = vec![
-            Manager::UpgradePlan { name: "system-upgrade/server-plan".into(), applying: vec!["s1".into()], rancher: false, gitops: true },
-            Manager::UpgradePlan { name: "cattle-system/k3s-master-plan".into(), applying: vec![], rancher: true, gitops: false },
+            Manager::UpgradePlan {
+                name: "system-upgrade/server-plan".into(),
+                applying: vec!["s1".into()],
+                rancher: false,
+                gitops: true,
+            },
+            Manager::UpgradePlan {
+                name: "cattle-system/k3s-master-plan".into(),
+                applying: vec![],
+                rancher: true,
+                gitops: false,
+            },
             Manager::Rancher { evidence: "DaemonSet cattle-system/cattle-cluster-agent".into() },
             Manager::KuredLock { node: "a1".into() },
-            Manager::GitOps { object: "HelmChart kube-system/traefik".into(), owner: "Argo CD application traefik".into() },
+            Manager::GitOps {
+                object: "HelmChart kube-system/traefik".into(),
+                owner: "Argo CD application traefik".into(),
+            },
             Manager::GitOps { object: "DaemonSet kube-system/coredns".into(), owner: "Flux".into() },
         ];
         expected.sort();

@@ -94,14 +94,8 @@ impl PodDraft {
             (None, Some(_)) => Some(format!("{name}-{}", volume.name)),
             (None, None) => None,
         });
-        let containers: Vec<&ContainerStatus> = [
-            &status.container_statuses,
-            &status.init_container_statuses,
-        ]
-        .into_iter()
-        .flatten()
-        .flatten()
-        .collect();
+        let containers: Vec<&ContainerStatus> =
+            [&status.container_statuses, &status.init_container_statuses].into_iter().flatten().flatten().collect();
         let waiting: BTreeSet<_> = containers
             .iter()
             .filter_map(|c| c.state.as_ref()?.waiting.as_ref()?.reason.clone())
@@ -372,7 +366,12 @@ mod tests {
                 "metadata": { "name": name, "namespace": "payments" }, "spec": { "volumeName": volume },
             })))
         };
-        let all = [claim("data-ledger-0", "pv-1"), claim("shared", "pv-2"), claim("ledger-0-cache", "pv-3"), claim("pending", "")];
+        let all = [
+            claim("data-ledger-0", "pv-1"),
+            claim("shared", "pv-2"),
+            claim("ledger-0-cache", "pv-3"),
+            claim("pending", ""),
+        ];
         Fact::Known(all.into_iter().flatten().collect())
     }
 
@@ -385,7 +384,11 @@ mod tests {
         };
         let csi = || json!({ "csi": { "driver": "d", "volumeHandle": "h" } });
         let all = [
-            volume("pv-1", json!({ "hostPath": { "path": "/var/lib/rancher/k3s/storage/pvc" } }), "kubernetes.io/hostname"),
+            volume(
+                "pv-1",
+                json!({ "hostPath": { "path": "/var/lib/rancher/k3s/storage/pvc" } }),
+                "kubernetes.io/hostname",
+            ),
             volume("pv-2", csi(), "topology.kubernetes.io/zone"),
             volume("pv-3", csi(), "topology.topolvm.io/node"),
         ];
@@ -422,18 +425,19 @@ mod tests {
 
     #[test]
     fn where_a_pod_may_go_is_decided_by_selector_and_affinity_together() {
-        let required = |terms: Value| {
-            json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } })
-        };
-        let expression = |key: &str, operator: &str, values: &[&str]| {
-            json!({ "matchExpressions": [{ "key": key, "operator": operator, "values": values }] })
-        };
-        let field = |name: &str| json!({ "matchFields": [{ "key": "metadata.name", "operator": "In", "values": [name] }] });
+        let required = |terms: Value| json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+        let expression = |key: &str, operator: &str, values: &[&str]| json!({ "matchExpressions": [{ "key": key, "operator": operator, "values": values }] });
+        let field =
+            |name: &str| json!({ "matchFields": [{ "key": "metadata.name", "operator": "In", "values": [name] }] });
         for (selector, terms, expected) in [
             (json!({ "disk": "ssd" }), None, vec!["a1", "a3"]),
             (json!({}), Some(json!([field("a2")])), vec!["a2"]),
             (json!({}), Some(json!([field("a2"), expression("disk", "In", &["ssd"])])), vec!["a1", "a2", "a3"]),
-            (json!({ "disk": "ssd" }), Some(json!([expression("kubernetes.io/hostname", "NotIn", &["a1"])])), vec!["a3"]),
+            (
+                json!({ "disk": "ssd" }),
+                Some(json!([expression("kubernetes.io/hostname", "NotIn", &["a1"])])),
+                vec!["a3"],
+            ),
             (json!({}), Some(json!([expression("cores", "Gt", &["7"])])), vec!["a1", "a2", "a3"]),
             (json!({}), Some(json!([expression("cores", "Lt", &["8"])])), vec![]),
             (json!({}), Some(json!([{}])), vec![]),
@@ -532,23 +536,39 @@ mod tests {
                 "addressType": family, "ports": [{ "port": 6443 }], "endpoints": endpoints,
             }))
         };
-        let web = |ip: &str| json!([{ "addresses": [ip], "nodeName": "a1", "targetRef": { "kind": "Pod", "uid": "p" } }]);
+        let web =
+            |ip: &str| json!([{ "addresses": [ip], "nodeName": "a1", "targetRef": { "kind": "Pod", "uid": "p" } }]);
         Slices::of(vec![
-            slice("default", "kubernetes", "kubernetes", "IPv4", json!([
-                { "addresses": ["10.0.0.12"], "conditions": { "ready": true } },
-                { "addresses": ["10.0.0.11"] },
-                { "addresses": ["10.0.0.13"], "conditions": { "ready": false } },
-            ])),
+            slice(
+                "default",
+                "kubernetes",
+                "kubernetes",
+                "IPv4",
+                json!([
+                    { "addresses": ["10.0.0.12"], "conditions": { "ready": true } },
+                    { "addresses": ["10.0.0.11"] },
+                    { "addresses": ["10.0.0.13"], "conditions": { "ready": false } },
+                ]),
+            ),
             slice("shop", "web-4", "web", "IPv4", web("10.42.0.5")),
             slice("shop", "web-6", "web", "IPv6", web("fd00::5")),
-            slice("shop", "down", "down", "IPv4", json!([{ "addresses": ["10.42.0.6"], "conditions": { "ready": false } }])),
+            slice(
+                "shop",
+                "down",
+                "down",
+                "IPv4",
+                json!([{ "addresses": ["10.42.0.6"], "conditions": { "ready": false } }]),
+            ),
         ])
     }
 
     #[test]
     fn services_count_each_ready_endpoint_once_and_tell_of_none() {
         let slices = slices();
-        assert_eq!((slices.api_servers.as_slice(), slices.api_port), (["10.0.0.11".to_owned(), "10.0.0.12".to_owned()].as_slice(), Some(6443)));
+        assert_eq!(
+            (slices.api_servers.as_slice(), slices.api_port),
+            (["10.0.0.11".to_owned(), "10.0.0.12".to_owned()].as_slice(), Some(6443))
+        );
         let services: Vec<_> = slices.services().into_iter().collect();
         let expected = [("default/kubernetes", 2), ("shop/down", 0), ("shop/web", 1)];
         assert_eq!(services, expected.map(|(name, count)| (name.to_owned(), count)));

@@ -59,7 +59,10 @@ pub(crate) struct Seen {
 impl World {
     pub(crate) fn new() -> Arc<Self> {
         let world = Arc::new(Self { state: Mutex::default(), version: watch::channel(0).0 });
-        world.put("/api/v1/namespaces/kube-system", json!({ "metadata": { "uid": "c1u5", "labels": { "kubernetes.io/metadata.name": "kube-system" } } }));
+        world.put(
+            "/api/v1/namespaces/kube-system",
+            json!({ "metadata": { "uid": "c1u5", "labels": { "kubernetes.io/metadata.name": "kube-system" } } }),
+        );
         world.answer(Method::GET, "/apis", 200, &json!({ "kind": "APIGroupList", "groups": [] }));
         world
     }
@@ -133,7 +136,10 @@ impl State {
         let of_list = |key: &str| {
             let Some((collection, _)) = key.rsplit_once('/') else { return false };
             collection == path
-                || collection.strip_prefix(api).and_then(|c| c.strip_prefix("/namespaces/")).and_then(|c| c.split_once('/'))
+                || collection
+                    .strip_prefix(api)
+                    .and_then(|c| c.strip_prefix("/namespaces/"))
+                    .and_then(|c| c.split_once('/'))
                     .is_some_and(|(_, p)| p == plural)
         };
         self.objects.iter().filter(|(key, _)| of_list(key)).map(|(_, object)| object.clone()).collect()
@@ -176,6 +182,8 @@ pub(crate) struct Server {
     mode: watch::Sender<Mode>,
     /// Connections older than this break when they are used.
     oldest: Arc<AtomicU64>,
+    /// Watches on connections older than this bring nothing any more.
+    deaf: Arc<AtomicU64>,
     pub(crate) connections: Arc<AtomicU64>,
     tasks: JoinSet<()>,
 }
@@ -216,6 +224,7 @@ impl Pki {
             tls: self.tls.clone(),
             mode: watch::channel(Mode::Up).0,
             oldest: Arc::default(),
+            deaf: Arc::default(),
             connections: Arc::default(),
             tasks: JoinSet::new(),
         };
@@ -250,7 +259,7 @@ impl Pki {
 impl Server {
     fn accept(&mut self, listener: TcpListener) {
         let (world, tls, mode, number) = (self.world.clone(), self.tls.clone(), self.mode.subscribe(), self.number);
-        let (oldest, connections) = (self.oldest.clone(), self.connections.clone());
+        let (oldest, deaf, connections) = (self.oldest.clone(), self.deaf.clone(), self.connections.clone());
         self.tasks.spawn(async move {
             // Dropped with this task: then all its connections close.
             let mut open = JoinSet::new();
@@ -261,6 +270,7 @@ impl Server {
                     server: number,
                     number: connections.fetch_add(1, Ordering::SeqCst),
                     oldest: oldest.clone(),
+                    deaf: deaf.clone(),
                 };
                 open.spawn(one.serve(tls.clone(), stream));
             }
@@ -291,6 +301,11 @@ impl Server {
     pub(crate) fn forget_connections(&self) {
         self.oldest.store(self.connections.load(Ordering::SeqCst), Ordering::SeqCst);
     }
+
+    /// Every watch that is open now brings nothing any more, though its connection stays and all else works.
+    pub(crate) fn deafen_watches(&self) {
+        self.deaf.store(self.connections.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
 }
 
 type Body = BoxBody<Bytes, Infallible>;
@@ -306,6 +321,7 @@ struct Connection {
     server: usize,
     number: u64,
     oldest: Arc<AtomicU64>,
+    deaf: Arc<AtomicU64>,
 }
 
 impl Connection {
@@ -363,18 +379,25 @@ impl Connection {
         let path = seen.path.clone();
         let (sender, receiver) = mpsc::channel(1);
         let (world, mut mode) = (self.world.clone(), self.mode.clone());
+        let (number, deaf) = (self.number, self.deaf.clone());
         tokio::spawn(async move {
             let mut version = world.version.subscribe();
             let mut at = from;
             loop {
                 let events: Vec<_> = {
                     let state = world.state();
-                    let of_path = |p: &str| p.rsplit_once('/').is_some_and(|(c, n)| c == path && name.as_deref().is_none_or(|w| w == n));
+                    let of_path = |p: &str| {
+                        p.rsplit_once('/').is_some_and(|(c, n)| c == path && name.as_deref().is_none_or(|w| w == n))
+                    };
                     state.events.iter().filter(|(v, _, p, _)| *v > at && of_path(p)).cloned().collect()
                 };
                 for (v, kind, _, object) in events {
                     at = v;
                     if mode.wait_for(|m| *m == Mode::Up).await.is_err() {
+                        return;
+                    }
+                    if number < deaf.load(Ordering::SeqCst) {
+                        sender.closed().await;
                         return;
                     }
                     let line = format!("{}\n", json!({ "type": kind, "object": object }));
@@ -399,7 +422,9 @@ impl Connection {
 impl World {
     fn handle(&self, seen: &Seen) -> (u16, Value) {
         let mut state = self.state();
-        let replaced = state.answers.iter().find(|(method, path, ..)| *method == seen.method && seen.path.starts_with(path.as_str()) && (*path != "/apis" || seen.path == "/apis"));
+        let replaced = state.answers.iter().find(|(method, path, ..)| {
+            *method == seen.method && seen.path.starts_with(path.as_str()) && (*path != "/apis" || seen.path == "/apis")
+        });
         if let Some((_, _, code, body)) = replaced {
             return (*code, body.clone());
         }
