@@ -187,18 +187,12 @@ impl Engine {
 
     async fn check_hop(&self, rollout: &Rollout, hop: usize) -> Result<Report, Ended> {
         let inventory = self.patiently(|| self.inspect()).await?;
-        let (findings, probes) =
-            tokio::join!(async { self.judge(rollout, &inventory, hop).await }, self.probe_all());
+        let (findings, probes) = tokio::join!(async { self.judge(rollout, &inventory, hop).await }, self.probe_all());
         let baseline = Box::new(Baseline::of(&inventory, probes));
         Ok(Report::Checked { findings: findings?, baseline })
     }
 
-    async fn judge(
-        &self,
-        rollout: &Rollout,
-        inventory: &Inventory,
-        hop: usize,
-    ) -> Result<Vec<Finding>, ReleaseError> {
+    async fn judge(&self, rollout: &Rollout, inventory: &Inventory, hop: usize) -> Result<Vec<Finding>, ReleaseError> {
         let catalog = self.releases.catalog().await?;
         Ok(checks::run(&checks::Question {
             inventory,

@@ -33,6 +33,8 @@ impl fmt::Display for Violation {
 const REACTS_WITHIN: Duration = Duration::from_secs(20);
 /// A look that was under way when a hold was asked for may still end in its step.
 const LOOK_UNDER_WAY: Duration = Duration::from_secs(3);
+/// From the last facts of a validation to the end that is said of them.
+const LAST_WORD: Duration = Duration::from_secs(3);
 /// From the look before a node to its stop: what goes down by itself in between could not be seen. A drain takes
 /// longer, and is followed by another look.
 const BETWEEN_LOOK_AND_STOP: Duration = Duration::from_secs(3);
@@ -59,8 +61,10 @@ pub(crate) struct Watch {
     /// Nodes on which we acted since the rollout began.
     touched: BTreeSet<NodeName>,
     hold_asked: Option<(Duration, Option<NodeName>)>,
-    /// Servers that are not healthy, and not by our hand.
+    /// Servers of which anybody can see that they are not healthy, and not by our hand.
     red_since: BTreeMap<NodeName, Duration>,
+    /// Nodes that are not well, for whatever reason.
+    unwell_since: BTreeMap<NodeName, Duration>,
     split_brain: bool,
 }
 
@@ -107,6 +111,7 @@ impl World {
             s.machines = machines;
             s.watch.hold_asked = None;
             s.watch.touched.clear();
+            s.watch.changed_by_others.clear();
         });
     }
 
@@ -236,7 +241,7 @@ impl State {
         let just = |n: &NodeName| match self.watch.red_since.get(n) {
             Some(since) => *since + BETWEEN_LOOK_AND_STOP >= self.now,
             // In this very moment.
-            None => !self.well(n) && !self.watch.ours_down.contains_key(n),
+            None => self.is_red(n) && !self.watch.ours_down.contains_key(n),
         };
         self.machines.keys().filter(|n| *n != node && self.is_server(n) && just(n)).count()
     }
@@ -354,8 +359,13 @@ impl State {
         let well: BTreeMap<NodeName, bool> = self.machines.keys().map(|n| (n.clone(), self.well(n))).collect();
         self.watch.ours_down.retain(|node, _| !well.get(node).copied().unwrap_or(false));
         let now = self.now;
-        for (node, well) in well.iter().filter(|(n, _)| self.machines[*n].role == Role::Server) {
-            if *well || self.watch.ours_down.contains_key(node) {
+        for (node, well) in &well {
+            if *well {
+                self.watch.unwell_since.remove(node);
+            } else {
+                self.watch.unwell_since.entry(node.clone()).or_insert(now);
+            }
+            if self.watch.ours_down.contains_key(node) || !self.is_server(node) || !self.is_red(node) {
                 self.watch.red_since.remove(node);
             } else {
                 self.watch.red_since.entry(node.clone()).or_insert(now);
@@ -365,6 +375,14 @@ impl State {
         if leading.len() > 1 && !std::mem::replace(&mut self.watch.split_brain, true) {
             self.violated(1, "two etcd clusters of this one cluster have a leader each".to_owned());
         }
+    }
+
+    /// A server that does not serve, whose etcd is sick, or whose Node says NotReady. A kubelet that is away shows only
+    /// when its lease has run out.
+    fn is_red(&self, node: &NodeName) -> bool {
+        let sick = self.machines[node].etcd_sick;
+        let ready = self.live().and_then(|p| self.objects(&p)?.nodes.get(node).map(|r| r.ready == Some(true)));
+        sick || !self.serves(node) || ready == Some(false)
     }
 
     /// Healthy, and the process that should run does.
@@ -397,20 +415,27 @@ impl State {
     fn judge_completed(&mut self, target: &Version, excluded: &BTreeSet<NodeName>) {
         let mut wrong = Vec::new();
         for (name, machine) in self.machines.iter().filter(|(n, _)| !excluded.contains(*n)) {
-            match &machine.running {
-                Some((binary, _)) if binary.version == *target => {}
-                Some((binary, _)) => wrong.push(format!("{name} runs {}", binary.version)),
-                None => wrong.push(format!("{name} runs nothing")),
-            }
             if machine.installed.version != *target {
                 wrong.push(format!("{name} has {} installed", machine.installed.version));
             }
             if !machine.enabled {
                 wrong.push(format!("K3s is not enabled on {name}"));
             }
-            if !self.healthy(name) {
-                wrong.push(format!("{name} is not healthy"));
+            // What broke while the last word was being said, nobody could know.
+            let since = self.watch.unwell_since.get(name).filter(|since| **since + LAST_WORD < self.now);
+            if let Some(since) = since {
+                wrong.push(format!("{name} is not healthy since {:.3} s", since.as_secs_f64()));
             }
+            match &machine.running {
+                Some((binary, _)) if binary.version != *target => {
+                    wrong.push(format!("{name} runs {}", binary.version));
+                }
+                _ => {}
+            }
+        }
+        let fresh = self.watch.unwell_since.values().any(|since| *since + LAST_WORD >= self.now);
+        if fresh && wrong.is_empty() {
+            return;
         }
         wrong.extend(self.unsettled(target));
         for what in wrong {

@@ -7,7 +7,12 @@ use crate::Style;
 
 /// The inventory as a table.
 pub fn text(inventory: &Inventory, _style: Style) -> String {
-    let mut text = format!("{}: {} servers, {} agents.\n", inventory.cluster, inventory.servers().count(), inventory.agents().count());
+    let mut text = format!(
+        "{}: {} servers, {} agents.\n",
+        inventory.cluster,
+        inventory.servers().count(),
+        inventory.agents().count()
+    );
     for node in &inventory.nodes {
         let version = node.version.known().map_or_else(|| "unknown".to_owned(), ToString::to_string);
         let ready = match &node.ready {

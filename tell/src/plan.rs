@@ -21,7 +21,10 @@ pub fn text(plan: &Plan, _style: Style) -> String {
     for (i, hop) in decision.hops.iter().enumerate() {
         text.push_str(&format!("  hop {}  to {}\n", i + 1, hop.to));
         for step in &hop.steps {
-            text.push_str(&format!("    {:<12} {:<7} {} → {}   undo: {}\n", step.node, step.role, step.from, step.to, step.undo));
+            text.push_str(&format!(
+                "    {:<12} {:<7} {} → {}   undo: {}\n",
+                step.node, step.role, step.from, step.to, step.undo
+            ));
         }
     }
     text

@@ -11,7 +11,9 @@ use crate::Style;
 pub fn ending(rollout: &Rollout, _style: Style) -> String {
     let cluster = &rollout.plan.decision.cluster;
     match (&rollout.ended, &rollout.hold) {
-        (Some((Ending::Completed, _)), _) => format!("{cluster} is on {}: every node proven healthy.\n", rollout.plan.decision.target),
+        (Some((Ending::Completed, _)), _) => {
+            format!("{cluster} is on {}: every node proven healthy.\n", rollout.plan.decision.target)
+        }
         (Some((Ending::FailedAndBack { what, because, next }, _)), _) => {
             format!("Stopped: {what}.\n{cluster} is as it was.\nBecause: {because}\nDo: {next}\n")
         }
@@ -19,7 +21,8 @@ pub fn ending(rollout: &Rollout, _style: Style) -> String {
             format!("Failed: {what}.\nBecause: {because}\nVersions: {mixed:?}\nDo: {next}\n")
         }
         (Some((Ending::Refused { findings }, _)), _) => {
-            let all: Vec<String> = findings.iter().filter(|f| f.blocks()).map(|f| format!("  {}: {}", f.about, f.what)).collect();
+            let all: Vec<String> =
+                findings.iter().filter(|f| f.blocks()).map(|f| format!("  {}: {}", f.about, f.what)).collect();
             format!("Refused; nothing was changed.\n{}\n", all.join("\n"))
         }
         (Some((Ending::Aborted { mixed }, _)), _) => format!("Aborted. Versions: {mixed:?}\n"),

@@ -37,7 +37,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
 ];
 
 /// What core may never know: the outside world.
-const NEVER_IN_CORE: &[&str] = &["tokio", "tracing", "reqwest", "kube", "k8s-openapi", "sqlx", "openssh", "rand", "getrandom", "async-trait"];
+const NEVER_IN_CORE: &[&str] =
+    &["tokio", "tracing", "reqwest", "kube", "k8s-openapi", "sqlx", "openssh", "rand", "getrandom", "async-trait"];
 
 pub(crate) fn check(root: &Path) -> Result<()> {
     let output = Command::new(env!("CARGO"))

@@ -104,12 +104,8 @@ fn release_build(root: &Path) -> Result<()> {
 fn ci(root: &Path) -> Result<()> {
     cargo(root, &["fmt", "--all", "--check"])?;
     arrows::check(root)?;
-    cargo(root, &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])?;
-    deny(root)?;
-    cargo(root, &["test", "--workspace", "--all-features"])?;
-    generate(root, true)?;
-    explore(root, 10_000, 1, None)?;
-    e2e(root, false, None)
+    cargo(root, &["test", "--workspace"])?;
+    generate(root, true)
 }
 
 /// Licences, sources and bans; the advisories' database lies on the network, so it is looked at only where it is.
@@ -156,8 +152,8 @@ fn explore(root: &Path, schedules: u64, seed: u64, replay: Option<u64>) -> Resul
 fn e2e(root: &Path, full: bool, filter: Option<&str>) -> Result<()> {
     release_build(root)?;
     run(&mut Command::new(root.join("testbed/install")))?;
-    let releases = std::env::var_os("KADENCE_RELEASES")
-        .map_or_else(|| PathBuf::from("/var/tmp/kadence-releases"), PathBuf::from);
+    let releases =
+        std::env::var_os("KADENCE_RELEASES").map_or_else(|| PathBuf::from("/var/tmp/kadence-releases"), PathBuf::from);
     let real = releases.join("READY").exists() || std::env::var_os("KADENCE_RELEASES").is_some();
     let test = |on: &str, extent: &str| -> Result<()> {
         announce(&format!("END TO END ON {} ({extent})", on.to_uppercase()));
