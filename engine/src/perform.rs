@@ -283,18 +283,21 @@ impl Engine {
         at_least: u64,
     ) -> Result<BackupReceipt, Ended> {
         let name = format!("{}-hop{}", rollout.id, hop + 1);
+        // Performed again after a kill, the datastore has gone on: the backup is made anew, under an id of its own. The
+        // stored result of the first time would not reach the revision that was seen now.
+        let part = |what: &str| id.part(&format!("{what}-{at_least}"));
         let mut files = BTreeMap::new();
         let mut caveats = Vec::new();
         let database = scratch.join("datastore");
         let (revision, digest, bytes, on_node) = match method {
             BackupMethod::EtcdSnapshot { server } => {
-                let task = Task::EtcdSnapshot { name: format!("kadence-{}", rollout.id) };
-                let file = one_file(self.order(rollout, &id.part("snapshot"), server, Role::Server, task).await?)?;
+                let task = Task::EtcdSnapshot { name: format!("kadence-{name}-{at_least}") };
+                let file = one_file(self.order(rollout, &part("snapshot"), server, Role::Server, task).await?)?;
                 self.patiently(|| self.hosts.pull(server, &file, &database)).await?;
                 let facts = read_snapshot(&database, at_least).await?;
                 let prune = Task::PruneSnapshots { keep: SNAPSHOTS_KEPT };
                 // A snapshot too many is no reason to stop.
-                let _ = self.order(rollout, &id.part("prune"), server, Role::Server, prune).await;
+                let _ = self.order(rollout, &part("prune"), server, Role::Server, prune).await;
                 (Some(facts.revision), file.digest, file.bytes, Some(file.path))
             }
             BackupMethod::SqliteOnline { server, .. } | BackupMethod::SqliteStopped { server } => {
@@ -302,7 +305,7 @@ impl Engine {
                     BackupMethod::SqliteOnline { tool, .. } => Task::SqliteBackup { tool: *tool },
                     _ => Task::SqliteStoppedCopy,
                 };
-                let report = self.order(rollout, &id.part("sqlite"), server, Role::Server, task).await?;
+                let report = self.order(rollout, &part("sqlite"), server, Role::Server, task).await?;
                 let (integrity, revision) = (report.integrity.clone(), report.revision);
                 let file = one_file(report)?;
                 let integrity = integrity.unwrap_or_default();

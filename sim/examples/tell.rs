@@ -9,12 +9,19 @@ fn main() -> std::io::Result<()> {
     let scratch = std::env::temp_dir().join(format!("kadence-tell-{}", std::process::id()));
     let mut bad = 0;
     let mut ends = std::collections::BTreeMap::<String, u32>::new();
+    let mut reached = std::collections::BTreeMap::<(String, String), u32>::new();
     let began = std::time::Instant::now();
     for seed in seed..seed + count {
         let case = Case::of_seed(seed);
         let told = case.tell(&scratch)?;
+        for (pair, times) in &told.reached {
+            *reached.entry(pair.clone()).or_default() += times;
+        }
         let end = format!("{:?}", told.end);
-        let word: String = end.chars().take_while(|c| *c != '{').take(60).collect();
+        // Names and numbers differ from story to story, what happened does not.
+        let word: String =
+            end.split_whitespace().filter(|w| !w.contains(|c: char| c.is_ascii_digit())).collect::<Vec<_>>().join(" ");
+        let word: String = word.chars().take(110).collect();
         *ends.entry(word).or_default() += 1;
         if count == 1 || !told.violations.is_empty() {
             bad += u32::from(!told.violations.is_empty());
@@ -30,6 +37,9 @@ fn main() -> std::io::Result<()> {
             }
         }
     }
+    let faults: std::collections::BTreeSet<_> = reached.keys().map(|(fault, _)| fault).collect();
+    let steps: std::collections::BTreeSet<_> = reached.keys().map(|(_, step)| step).collect();
+    println!("{} faults, {} steps, {} pairs reached", faults.len(), steps.len(), reached.len());
     println!("{count} stories in {:?}, {bad} with violations: {ends:#?}", began.elapsed());
     let _ = std::fs::remove_dir_all(scratch);
     Ok(())

@@ -359,8 +359,9 @@ impl State {
         let well: BTreeMap<NodeName, bool> = self.machines.keys().map(|n| (n.clone(), self.well(n))).collect();
         self.watch.ours_down.retain(|node, _| !well.get(node).copied().unwrap_or(false));
         let now = self.now;
-        for (node, well) in &well {
-            if *well {
+        let nodes: Vec<NodeName> = self.machines.keys().cloned().collect();
+        for node in &nodes {
+            if self.seems_well(node) {
                 self.watch.unwell_since.remove(node);
             } else {
                 self.watch.unwell_since.entry(node.clone()).or_insert(now);
@@ -383,6 +384,16 @@ impl State {
         let sick = self.machines[node].etcd_sick;
         let ready = self.live().and_then(|p| self.objects(&p)?.nodes.get(node).map(|r| r.ready == Some(true)));
         sick || !self.serves(node) || ready == Some(false)
+    }
+
+    /// What anybody can see of the node is well: its unit, its process, its Node, and on a server its API and its etcd.
+    fn seems_well(&self, node: &NodeName) -> bool {
+        let machine = &self.machines[node];
+        let ready = self.live().and_then(|p| self.objects(&p)?.nodes.get(node).map(|r| r.ready == Some(true)));
+        machine.unit == UnitPhase::Running
+            && machine.running.as_ref().is_some_and(|(binary, _)| *binary == machine.installed)
+            && ready == Some(true)
+            && (machine.role == Role::Agent || !self.is_red(node))
     }
 
     /// Healthy, and the process that should run does.

@@ -492,8 +492,10 @@ mod a_mirror {
         .await;
         binary(&open(&host, &folder(), quick()), "v1.36.4+k3s1").await.expect("the binary");
 
-        let error = fault(quick(), |request| Answer::redirect(request.path.clone())).await;
+        let host = serving(|request| Answer::redirect(request.path.clone())).await;
+        let error = binary(&open(&host, &folder(), quick()), "v1.36.4+k3s1").await.expect_err("a circle");
         assert!(error.to_string().contains("more than 5 redirects"), "{error}");
+        assert_eq!(host.paths().len(), 1 + 1 + 5, "the list, the file, five redirects");
     }
 
     #[tokio::test]
@@ -504,10 +506,15 @@ mod a_mirror {
             (cache.path().join("v1.36.4+k3s1/.k3s.aB1.part"), cache.path().join("v1.36.4+k3s1/.k3s.cD2.part"));
         write(&old, "half");
         write(&young, "half");
+        let whole = cache.path().join("v1.36.4+k3s1/k3s-arm64");
+        write(&whole, "another file");
         let two_hours_ago = std::time::SystemTime::now() - Duration::from_hours(2);
-        std::fs::File::options().write(true).open(&old).and_then(|f| f.set_modified(two_hours_ago)).expect("made old");
+        for path in [&old, &whole] {
+            let file = std::fs::File::options().write(true).open(path);
+            file.and_then(|file| file.set_modified(two_hours_ago)).expect("made old");
+        }
         binary(&open(&host, &cache, quick()), "v1.36.4+k3s1").await.expect("the binary");
-        assert_eq!(files(cache.path()), ["v1.36.4+k3s1/.k3s.cD2.part", "v1.36.4+k3s1/k3s"]);
+        assert_eq!(files(cache.path()), ["v1.36.4+k3s1/.k3s.cD2.part", "v1.36.4+k3s1/k3s", "v1.36.4+k3s1/k3s-arm64"]);
     }
 
     #[tokio::test]
@@ -661,6 +668,26 @@ mod github {
             .collect();
         let (one, two) = (Some(r#"w/"one""#.to_owned()), Some(r#"w/"two""#.to_owned()));
         assert_eq!(asked, [(false, None), (true, None), (false, one.clone()), (false, one), (true, two)]);
+    }
+
+    #[tokio::test]
+    async fn that_changed_a_page_is_not_asked_again_for_sums_that_are_known() {
+        let host = Host::new(|request| match normal(request) {
+            // Never unchanged: every page has a new ETag and is sent whole.
+            Answer::Whole(304, ..) => unreachable!("no ETag was given out"),
+            Answer::Whole(status, headers, body) => {
+                Answer::Whole(status, headers.into_iter().filter(|(name, _)| *name != "etag").collect(), body)
+            }
+            other => other,
+        })
+        .await;
+        let cache = folder();
+        let first = catalog(&open(&host, &cache, None)).await;
+        age(&cache, 7);
+        let again = catalog(&open(&host, &cache, None)).await;
+        assert_eq!(again.releases, first.releases);
+        assert_eq!(api_requests(&host).len(), 4, "both pages, twice");
+        assert_eq!(host.paths().iter().filter(|path| path.contains("/sha256sum-")).count(), 2);
     }
 
     #[tokio::test]
