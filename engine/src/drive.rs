@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
 
@@ -15,7 +15,7 @@ use kadence_core::inventory::{LeaseHolder, Role};
 
 use crate::outage::Probing;
 use crate::perform::Superseded;
-use crate::ports::Progress;
+use crate::ports::{Keep, Progress};
 use crate::{Engine, EngineError};
 
 /// How a drive came to its end.
@@ -73,6 +73,10 @@ impl Engine {
                 }
                 Wanted::End(ending) => {
                     let outage = probing.as_ref().map(Probing::measured);
+                    // Before the last event: killed in the middle of it, the next Kadence does it again.
+                    if ending == Ending::Completed {
+                        self.tidy(rollout).await;
+                    }
                     self.record(rollout, Event::Ended { ending: ending.clone(), outage }).await?;
                     self.announce(rollout, true).await;
                     return Ok(Driven::Ended(ending));
@@ -129,6 +133,16 @@ impl Engine {
             kadence: self.version.clone(),
             event,
         }
+    }
+
+    /// Frees the nodes of what no way back needs any more. A file too many is no failure.
+    async fn tidy(&self, rollout: &Rollout) {
+        let nodes = &rollout.plan.decision.preconditions.nodes;
+        let tidied = nodes.iter().map(|(name, was)| async move {
+            let keep = Keep { binaries: vec![was.binary], rollouts: vec![rollout.id.clone()] };
+            let _ = self.hosts.tidy(name, &keep).await;
+        });
+        join_all(tidied).await;
     }
 
     /// The addresses of the servers, in the order of their names.

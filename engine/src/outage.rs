@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use jiff::SignedDuration;
 use tokio::time::Instant;
@@ -77,6 +78,12 @@ impl Drop for Probing {
     }
 }
 
+#[derive(Clone, Copy)]
+enum Kind {
+    Read,
+    Write,
+}
+
 async fn probe(api: Arc<dyn Api>, servers: Vec<String>, seen: Arc<Mutex<Seen>>) {
     if servers.is_empty() {
         return;
@@ -88,22 +95,25 @@ async fn probe(api: Arc<dyn Api>, servers: Vec<String>, seen: Arc<Mutex<Seen>>) 
     loop {
         tokio::select! {
             biased;
-            Some((read, write)) = running.next(), if !running.is_empty() => {
+            Some((kind, good)) = running.next(), if !running.is_empty() => {
                 if let Ok(mut seen) = seen.lock() {
                     let now = Instant::now();
-                    seen.reads.result(read, now);
-                    seen.writes.result(write, now);
-                    seen.probes += 1;
+                    match kind {
+                        Kind::Read => {
+                            seen.reads.result(good, now);
+                            seen.probes += 1;
+                        }
+                        Kind::Write => seen.writes.result(good, now),
+                    }
                 }
             }
             _ = ticks.tick() => {
                 let address = servers[turn % servers.len()].clone();
                 turn += 1;
-                let api = Arc::clone(&api);
-                running.push(async move {
-                    let (read, write) = tokio::join!(api.probe_read(&address), api.probe_write(&address));
-                    (read.is_ok(), write.is_ok())
-                });
+                // Each counts when it ends: a write that a starting server lets hang says nothing about reads.
+                let (reader, writer, at) = (Arc::clone(&api), Arc::clone(&api), address.clone());
+                running.push(async move { (Kind::Read, reader.probe_read(&at).await.is_ok()) }.boxed());
+                running.push(async move { (Kind::Write, writer.probe_write(&address).await.is_ok()) }.boxed());
             }
         }
     }

@@ -388,13 +388,8 @@ impl Engine {
         if rollout.nodes.get(node).is_some_and(|p| p.cordon == Some(CordonWas::Foreign)) {
             return Ok(Report::Plain);
         }
-        let whose = match &rollout.plan.decision.purpose {
-            // The marks in restored data are those of the rollout that was undone.
-            Purpose::Restore { of, .. } => of.clone(),
-            Purpose::Update | Purpose::Rollback { .. } => rollout.id.clone(),
-        };
         loop {
-            match self.patiently(|| self.api.uncordon(node, &whose)).await {
+            match self.patiently(|| self.api.uncordon(node, &rollout.id)).await {
                 Err(Ended::Failed(Failure { kind: FailureKind::Changed, what, .. })) if what.contains("in between") => {
                 }
                 Ok(true) => return Ok(Report::Plain),
@@ -530,13 +525,16 @@ impl Engine {
         let began = self.clock.now();
         let goes_back = rollout.trouble.is_some();
         loop {
-            let inventory = self.patiently(|| self.inspect()).await?;
-            let now = Baseline::of(&inventory, self.probe_all().await);
-            let findings = if goes_back {
+            let (inventory, glance, probes) =
+                tokio::join!(self.patiently(|| self.inspect()), self.patiently(|| self.glance()), self.probe_all());
+            let (inventory, glance) = (inventory?, glance?);
+            let now = Baseline::of(&inventory, probes);
+            let mut findings = if goes_back {
                 after::unchanged(&inventory, &rollout.plan.decision, rollout.id.family())
             } else {
                 after::truth(&inventory, &rollout.plan.decision, hop, rollout.id.family())
             };
+            findings.extend(after::serving(&glance));
             let compared = match &rollout.baseline {
                 Some(before) => regressions(before, &now),
                 None => Ok(Vec::new()),

@@ -142,7 +142,18 @@ impl Engine {
         if let Some(unfinished) = self.unfinished(&uid).await? {
             return Err(StartError::Unfinished(unfinished.id));
         }
-        let id = RolloutId::new(format!("r{}", Uuid::now_v7().simple()));
+        let id = match &plan.decision.purpose {
+            Purpose::Update => RolloutId::new(format!("r{}", Uuid::now_v7().simple())),
+            // Of the family of what it takes back: so it finds and lifts that one's cordons, in restored data too.
+            Purpose::Rollback { of } | Purpose::Restore { of, .. } => {
+                let taken = self.store.rollouts(&uid).await?;
+                let mut id = of.adopted();
+                while taken.contains(&id) {
+                    id = id.adopted();
+                }
+                id
+            }
+        };
         self.begin_as(id, plan, consent, turn).await
     }
 

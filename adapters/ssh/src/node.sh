@@ -522,7 +522,7 @@ images_dir() {
 }
 
 receive() { # KIND NAME DIGEST BYTES
-  local dir path part left found
+  local dir path part left found kept
   folders || fail folder "$BASE cannot be made: $(mkdir -p "$BASE" 2>&1)"
   case $1 in
     binary) dir=$(stage_dir) ;;
@@ -531,6 +531,12 @@ receive() { # KIND NAME DIGEST BYTES
     *) fail usage "no such kind of file: $1" ;;
   esac || fail folder 'there is no place for the file'
   path=$dir/$2 part=$dir/.$2.part
+  if [ "$1" = binary ]; then
+    # A binary that was kept when it was replaced need not be sent again: a way back finds it there.
+    for kept in "$BASE/binaries"/k3s-*-"$(printf '%.12s' "$3")"; do
+      [ ! -f "$kept" ] || [ "$(digest "$kept")" != "$3" ] || path=$kept
+    done
+  fi
   if [ -f "$path" ] && [ "$(digest "$path")" = "$3" ]; then
     put have "$path"
     put end

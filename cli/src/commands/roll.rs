@@ -7,7 +7,7 @@ use kadence_core::apply::planner::Scope;
 use kadence_core::apply::rollout::Rollout;
 use kadence_core::apply::way_back;
 use kadence_core::event::{Consent, Request};
-use kadence_core::ident::{ClusterUid, RolloutId};
+use kadence_core::ident::{ClusterUid, NodeName, RolloutId};
 use kadence_core::inventory::Inventory;
 use kadence_core::validate::finding::readiness;
 use kadence_engine::ports::Store as _;
@@ -166,7 +166,16 @@ pub(crate) async fn rollback(global: &Global, args: &Rollback) -> Result<Exit, F
             say(format!("The restore {} has not ended: it goes on.", unfinished.id));
             return go_on(global, &engine, unfinished, &screen).await;
         }
+        let changed = !unfinished.versions.is_empty();
+        let id = unfinished.id.clone();
         engine.give_up(unfinished).await?;
+        if !changed {
+            // It only had nodes cordoned, if that: an older rollout is not what was meant.
+            let inventory = look(&engine, &args.cluster).await?;
+            let stay = engine.lift_marks(&inventory, &id).await?;
+            say(format!("{id} had changed no version; it is ended, and its cordons are lifted."));
+            return if stay.is_empty() { Ok(Exit::Done) } else { Err(stays(&stay)) };
+        }
     }
     let Some(last) = engine.last_changing(&uid).await? else {
         return Err(Failure::new(
@@ -176,6 +185,8 @@ pub(crate) async fn rollback(global: &Global, args: &Rollback) -> Result<Exit, F
         ));
     };
     let inventory = engine.look_for_rollback(&last).await;
+    // Nodes that the rollout left cordoned and that this way back does not touch would stay so.
+    let _ = engine.lift_marks(&inventory, &last.id).await;
     let plan = way_back::plan(&last, &inventory, &engine.config, &engine.version, engine.clock.now())?;
     say(kadence_tell::plan::text(&plan, screen.style()));
     let restore = matches!(plan.decision.purpose, Purpose::Restore { .. });
@@ -246,6 +257,12 @@ pub(crate) async fn look(engine: &Engine, name: &str) -> Result<Inventory, Failu
         engine.store.remember_uid(name, uid).await?;
     }
     Ok(inventory)
+}
+
+fn stays(nodes: &[NodeName]) -> Failure {
+    let names: Vec<&str> = nodes.iter().map(NodeName::as_str).collect();
+    Failure::new(Exit::Held, "E-NOT-READY", format!("{} is not Ready: its cordon stays", names.join(", ")))
+        .next("look at it, then ask again")
 }
 
 fn other_cluster(name: &str, known: &ClusterUid, found: &ClusterUid) -> Failure {

@@ -96,6 +96,9 @@ pub struct NodeProgress {
     pub ended: Option<Timestamp>,
     pub proof: Option<Proof>,
     pub failure: Option<Failure>,
+    /// The rollout stood still while this node was in hand and not yet changed: whether it still is as planned is looked
+    /// at before anything goes on with it.
+    pub look_again: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -235,6 +238,7 @@ impl Rollout {
             ended: None,
             proof: None,
             failure: None,
+            look_again: false,
         };
         self.nodes = self.steps().iter().map(|s| (s.node.clone(), waiting.clone())).collect();
     }
@@ -297,7 +301,10 @@ impl Rollout {
         self.at = recorded.at;
         match &recorded.event {
             Event::Started { .. } => {}
-            Event::TurnTaken { turn } => self.turn = *turn,
+            Event::TurnTaken { turn } => {
+                self.turn = *turn;
+                self.stood_still();
+            }
             Event::Intent { id, action } => {
                 self.actions += 1;
                 self.open.insert(id.clone(), Open { action: action.clone(), unknown: None });
@@ -319,6 +326,7 @@ impl Rollout {
                 for open in self.open.values_mut() {
                     open.unknown = None;
                 }
+                self.stood_still();
                 // What a person had to look at is looked at anew.
                 for progress in self.nodes.values_mut() {
                     if progress.at == At::Looking {
@@ -334,11 +342,18 @@ impl Rollout {
         Ok(())
     }
 
+    /// Nobody watched for a while: what is in hand and not changed yet has to be looked at again.
+    fn stood_still(&mut self) {
+        for progress in self.nodes.values_mut() {
+            progress.look_again |= matches!(progress.at, At::Cordoning | At::Draining | At::Swapping);
+        }
+    }
+
     fn began(&mut self, action: &Action, at: Timestamp) {
         match action {
             Action::Look { before } => {
                 for node in before {
-                    self.with(node, |p| p.at = At::Looking);
+                    self.with(node, |p| p.at = if p.look_again { p.at } else { At::Looking });
                 }
             }
             Action::Cordon { node } => self.with(node, |p| {
@@ -450,6 +465,10 @@ impl Rollout {
         for node in before {
             let Some(step) = self.step(node) else { continue };
             match precondition::judge(&self.plan.decision, step, glance, &ours, &self.id) {
+                // It goes on where it was: its open action is performed again under the same id.
+                Verdict::AsPlanned | Verdict::Done if self.nodes.get(node).is_some_and(|p| p.look_again) => {
+                    self.with(node, |p| p.look_again = false);
+                }
                 Verdict::AsPlanned => self.with(node, |p| p.at = At::Cordoning),
                 // Already there: it is proven like any other, and freed of our cordon if it has it.
                 Verdict::Done => self.with(node, |p| p.at = At::Proving),
@@ -638,7 +657,7 @@ impl Rollout {
         let open: Vec<(ActionId, Action)> = self
             .open
             .iter()
-            .filter(|(_, open)| open.unknown.is_none())
+            .filter(|(_, open)| open.unknown.is_none() && !self.waits_for_look(&open.action))
             .map(|(id, open)| (id.clone(), open.action.clone()))
             .collect();
         let unknown = self.open.values().find_map(|open| open.unknown.as_ref().map(|why| (&open.action, why)));
@@ -678,6 +697,12 @@ impl Rollout {
                 Wanted::End(self.failed_ending("nothing is left to do, and not all is done"))
             }
         }
+    }
+
+    /// Whether an action's node is looked at again before it goes on.
+    fn waits_for_look(&self, action: &Action) -> bool {
+        matches!(action, Action::Cordon { .. } | Action::Drain { .. } | Action::Swap { .. })
+            && action.node().and_then(|n| self.nodes.get(n)).is_some_and(|p| p.look_again)
     }
 
     /// Whether a new node may be begun.
@@ -734,6 +759,12 @@ impl Rollout {
     }
 
     fn rolling(&self, hop: &Hop, unknown: bool) -> Vec<Action> {
+        let again: Vec<NodeName> =
+            self.nodes.iter().filter(|(_, p)| p.look_again).map(|(name, _)| name.clone()).collect();
+        let asked = self.open.values().any(|o| matches!(&o.action, Action::Look { before } if *before == again));
+        if !again.is_empty() && self.hold.is_none() && !asked {
+            return vec![Action::Look { before: again }];
+        }
         let mut actions: Vec<Action> = hop.steps.iter().filter_map(|s| self.next_of(s)).collect();
         // Nodes in hand go on even while the rollout is held; a new one begins only if nothing speaks against it.
         let in_hand = self.nodes.values().any(|p| p.at.in_hand());
@@ -807,6 +838,10 @@ impl Rollout {
 
     fn ending(&self) -> Option<Ending> {
         let touched = !self.versions.is_empty();
+        // A node in hand that cannot go on is a reason to hold, never to end: its cordon would be forgotten.
+        if self.phase == Phase::Rolling && self.nodes.values().any(|p| p.at.in_hand()) {
+            return None;
+        }
         match self.phase {
             Phase::Checking if self.findings.iter().any(Finding::blocks) => Some(if touched {
                 self.failed_ending("the checks before the next hop say no")

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::apply::action::Glance;
 use crate::apply::plan::{Decision, Purpose};
 use crate::fact::Fact;
 use crate::ident::{Digest, NodeName, RolloutId};
@@ -22,6 +23,23 @@ pub fn truth(inventory: &Inventory, decision: &Decision, hop: usize, family: &st
         expected.insert(step.node.clone(), (step.to.clone(), step.artifact));
     }
     judge(inventory, decision, &expected, family)
+}
+
+/// Judges whether every server's own API answers: a load balancer or the other servers hide that one does not.
+pub fn serving(glance: &Glance) -> Vec<Finding> {
+    let servers = glance.nodes.iter().filter_map(|(name, n)| Some((name, n.apiserver.as_ref()?)));
+    servers
+        .filter_map(|(name, apiserver)| match apiserver {
+            Fact::Known(true) => None,
+            Fact::Known(false) => Some(
+                finding(name, Verdict::Block, format!("the API server of {name} is not ready"))
+                    .fact(format!("GET /readyz?verbose at the address of {name}"))
+                    .remedy(format!("read why: journalctl --unit k3s on {name}")),
+            ),
+            Fact::Unknown(why) => Some(unknown(name, &format!("whether the API server of {name} is ready"), why)),
+        })
+        .map(|draft| draft.0)
+        .collect()
 }
 
 /// Judges the cluster after everything was taken back: every node as it was when the plan was made.
@@ -80,6 +98,16 @@ fn of_node(node: &Node, version: &Version, binary: &Digest, family: &str) -> Vec
         Fact::Unknown(why) => findings.push(unknown(name, &format!("the version that {name} runs"), why)),
     }
     match node.host.as_ref().and_then(|h| h.install.as_ref()) {
+        // A Node stays Ready for about 40 s after its K3s died: only the unit knows at once.
+        Fact::Known(install) if install.unit.active != "active" => findings.push(
+            finding(
+                name,
+                Verdict::Block,
+                format!("{} on {name} is {}, not active", install.unit.name, install.unit.active),
+            )
+            .fact(format!("on {name}, systemctl status {}: {}", install.unit.name, install.unit.sub))
+            .remedy(format!("read why: journalctl --unit {} on {name}", install.unit.name)),
+        ),
         Fact::Known(install) if install.digest == *binary => {}
         Fact::Known(install) => findings.push(
             finding(name, Verdict::Block, format!("{name} has another binary installed than it should"))
