@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kadence_core::ident::NodeName;
 use kadence_core::version::Version;
 
+use crate::commands::demo::Trouble;
+
 /// Keeps K3s clusters regularly and safely updated.
 #[derive(Debug, Parser)]
 #[command(name = "kadence", version, max_term_width = 100, after_help = EXIT_CODES)]
@@ -215,9 +217,9 @@ pub(crate) struct Demo {
     /// The simulation's seed: the same seed tells the same story
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
-    /// The fault of the first attempt
-    #[arg(long, default_value = "crash")]
-    pub(crate) fault: String,
+    /// What goes wrong in the first attempt
+    #[arg(long, value_enum, default_value = "crash", value_name = "NAME")]
+    pub(crate) fault: Trouble,
     /// As fast as it computes, without the pauses for the reader
     #[arg(long)]
     pub(crate) fast: bool,

@@ -80,7 +80,7 @@ impl Opened {
         let api = KubeApi::connect(&cluster.kubeconfig, cluster.context.as_deref())
             .map_err(|error| Failure::new(Exit::Wrong, "E-KUBECONFIG", error.to_string()))?;
         let hosts = SshHosts::new(&cluster, HmacKey::new(store.hash_key()))
-            .map_err(|error| Failure::new(Exit::Wrong, "E-SSH", error.to_string()))?;
+            .map_err(|error| Failure::new(Exit::Wrong, "E-SSH", error))?;
         let releases = kadence_releases::open(&self.config.releases, &self.state.join("releases"))
             .map_err(|error| Failure::new(Exit::Wrong, "E-RELEASES", error.to_string()))?;
         let vault = AgeVault::open(&self.state, &self.config.backups)?;

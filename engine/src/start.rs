@@ -80,16 +80,14 @@ impl Engine {
             None => resolve::Wish::NewestPatch,
         };
         let ladder = resolve::ladder(&versions, &archs, &target, &catalog, self.clock.now())?;
-        let mut plan = planner::plan(
+        let question = planner::Question {
             inventory,
-            &ladder,
-            &catalog,
-            &self.config,
-            &wish.scope,
-            self.knowledge,
-            &self.version,
-            self.clock.now(),
-        )?;
+            catalog: &catalog,
+            cluster: &self.config,
+            knowledge: self.knowledge,
+            now: self.clock.now(),
+        };
+        let mut plan = planner::plan(&question, &ladder, &wish.scope, &self.version)?;
         plan.seen.because.extend(ladder.because.iter().cloned());
         let faults = verify::faults(&plan);
         if !faults.is_empty() {

@@ -2,23 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use kadence_core::apply::plan::DatastoreKind;
-use kadence_core::config::Cluster;
 use kadence_core::event::{Consent, Ending, Hold, Recorded};
-use kadence_core::ident::ClusterName;
-use kadence_core::knowledge::Knowledge;
 use kadence_core::version::Version;
 use kadence_engine::ports::{Observer, Progress, StoreError};
 use kadence_engine::{Driven, Engine, EngineError, StartError, Wish};
 
 use crate::faults::{self, Fault};
 use crate::invariants::Violation;
-use crate::store::MemoryStore;
-use crate::vault::MemoryVault;
-use crate::{Rng, Topology, Workload, World};
+use crate::{Rng, Stage, Topology, Workload, World};
 
 /// One story: a cluster, an update, and what goes wrong.
 #[derive(Clone, Debug)]
@@ -88,8 +83,7 @@ impl Case {
     /// # Errors
     /// The runtime or the folder for files on their way into the vault could not be made.
     pub fn tell(&self, scratch: &Path) -> std::io::Result<Told> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
-        Ok(runtime.block_on(self.tell_here(scratch)))
+        Ok(crate::runtime()?.block_on(self.tell_here(scratch)))
     }
 
     /// Tells the story in the runtime of the caller.
@@ -104,7 +98,7 @@ impl Case {
 
     /// Tells the story in a world that was made before.
     pub async fn tell_in(&self, world: &World, scratch: &Path) -> Told {
-        let stage = Stage::new(world.clone(), self, scratch);
+        let player = Player { stage: Stage::new(world.clone(), "simulated", scratch), to: self.to.clone() };
         let mut kills = 0;
         let end = loop {
             let killed = world.killed();
@@ -117,7 +111,7 @@ impl Case {
                         break End::Stuck("it was killed too often".to_owned());
                     }
                 }
-                end = stage.live() => break end,
+                end = player.live() => break end,
                 () = tokio::time::sleep(LONGEST) => break End::Stuck("it waited without an end".to_owned()),
             }
         };
@@ -132,65 +126,21 @@ impl Case {
             reached: world.reached(),
             kills,
             calls: world.calls(),
-            events: stage.store.appends(),
+            events: player.stage.store.appends(),
             took: world.age(),
         }
     }
 }
 
-/// What outlives a Kadence: its state and its configuration.
-struct Stage {
-    world: World,
+/// Plays Kadence's user: begins, resumes, takes back.
+struct Player {
+    stage: Stage,
     to: Version,
-    store: MemoryStore,
-    vault: Arc<MemoryVault>,
-    config: Arc<Cluster>,
 }
 
-impl Stage {
-    fn new(world: World, case: &Case, scratch: &Path) -> Self {
-        let datastore =
-            (case.topology.datastore == DatastoreKind::External).then(|| kadence_core::config::DatastoreCommands {
-                backup: vec!["dump".to_owned()],
-                restore: Some(vec!["restore".to_owned()]),
-            });
-        let config = Cluster {
-            environment: "simulated".to_owned(),
-            kubeconfig: "/simulated/kubeconfig".into(),
-            context: None,
-            ssh: kadence_core::config::Ssh::default(),
-            nodes: BTreeMap::new(),
-            probes: Vec::new(),
-            update: kadence_core::config::Update::default(),
-            datastore,
-            waivers: Vec::new(),
-        };
-        Self {
-            store: MemoryStore::new(world.clock()),
-            vault: Arc::new(MemoryVault::new(scratch.to_owned())),
-            config: Arc::new(config),
-            to: case.to.clone(),
-            world,
-        }
-    }
-
+impl Player {
     fn engine(&self) -> Engine {
-        Engine {
-            cluster: ClusterName::new("simulated"),
-            config: Arc::clone(&self.config),
-            api: self.world.api(),
-            hosts: self.world.hosts(),
-            releases: self.world.releases(),
-            store: self.world.store(self.store.clone()),
-            vault: self.vault.clone(),
-            prober: self.world.prober(),
-            clock: self.world.clock(),
-            observer: Arc::new(Nobody),
-            knowledge: Knowledge::embedded(),
-            actor: "explorer@here".to_owned(),
-            version: "0.1.0".to_owned(),
-            addresses: Arc::new(Mutex::new(BTreeMap::new())),
-        }
+        self.stage.engine(Arc::new(Nobody))
     }
 
     /// One Kadence's life: it begins a rollout or takes one up, and resumes what holds a few times.
@@ -233,8 +183,8 @@ impl Stage {
                 let uid = plan.decision.preconditions.cluster_uid.clone();
                 engine.store.remember_uid("simulated", &uid).await.map_err(|e| later(&e))?;
                 let turn = engine.take_turn(&uid, Engine::turn_seen(&inventory)).await.map_err(|e| later(&e))?;
-                self.world.consent(plan.decision.outage);
-                self.world.rollout_begins();
+                self.stage.world.consent(plan.decision.outage);
+                self.stage.world.rollout_begins();
                 let consent = Consent { outage: true, ..Consent::default() };
                 let rollout = match engine.begin(plan, consent, &turn).await {
                     Ok(rollout) => rollout,

@@ -9,7 +9,7 @@ use kadence_core::version::Version;
 
 use crate::actions::MOST_STEPS;
 use crate::rng::Rng;
-use crate::world::{Broken, Effect, Over, State, Topology};
+use crate::world::{Broken, Effect, Over, State, Topology, UnitPhase, World};
 
 /// Something that goes wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,7 +227,58 @@ pub fn random(rng: &mut Rng, topology: Topology, to: &Version) -> Fault {
     Fault { when, what }
 }
 
+impl World {
+    /// Somebody puts right whatever went wrong, and nothing more goes wrong by itself.
+    pub fn mend(&self) {
+        self.look(State::mend);
+    }
+}
+
 impl State {
+    fn mend(&mut self) {
+        self.note("somebody puts right what went wrong");
+        for armed in &mut self.faults {
+            armed.struck = true;
+        }
+        self.broken.clear();
+        self.ssh_cut_in_copy.clear();
+        self.api_away = false;
+        self.source_away = false;
+        self.corrupt_next_snapshot = false;
+        for (version, release) in crate::release::published() {
+            self.releases.entry(version).or_insert(release);
+        }
+        let nodes: Vec<NodeName> = self.machines.keys().cloned().collect();
+        for node in &nodes {
+            self.on(node, |m| {
+                m.ssh_cut = false;
+                m.disk_full = false;
+            });
+            if self.machines[node].etcd_sick {
+                self.fault_over(&Over::Sick(node.clone()));
+            }
+            let machine = &self.machines[node];
+            let (power, down) = (machine.power, machine.unit == UnitPhase::Inactive && machine.enabled);
+            if !power {
+                self.after(Duration::from_secs(1), Effect::PowerBack { node: node.clone() });
+            } else if down {
+                self.fault_over(&Over::Down(node.clone()));
+            }
+        }
+        let Some(place) = self.live() else { return };
+        let Some(objects) = self.objects_mut(&place) else { return };
+        for budget in &mut objects.budgets {
+            budget.stuck = false;
+        }
+        for node in nodes {
+            let Some(objects) = self.objects_mut(&place) else { return };
+            if objects.nodes.get(&node).is_some_and(|r| r.cordoned && r.mark.is_none()) {
+                objects.change(&node, |record| record.cordoned = false);
+                self.watch.foreign_cordon_lifted(&node);
+            }
+        }
+    }
+
     pub(crate) fn arm(&mut self, fault: Fault) {
         // A release that is broken from the beginning waits for nothing.
         self.faults.push(Armed { fault, struck: false });

@@ -81,6 +81,11 @@ impl Watch {
         self.foreign_cordons.insert(node.clone());
     }
 
+    /// Whoever set a cordon lifted it.
+    pub(crate) fn foreign_cordon_lifted(&mut self, node: &NodeName) {
+        self.foreign_cordons.remove(node);
+    }
+
     /// A power cut brought an unsynced rename back: it counts as not done.
     pub(crate) fn undone_by_power_cut(&mut self, action: &ActionId) {
         self.renames.remove(action);

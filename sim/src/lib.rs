@@ -13,6 +13,7 @@ pub mod invariants;
 mod objects;
 mod release;
 mod rng;
+mod stage;
 pub mod store;
 mod surroundings;
 pub mod vault;
@@ -21,6 +22,7 @@ mod world;
 pub use objects::Workload;
 pub use release::Trouble;
 pub use rng::Rng;
+pub use stage::{Stage, runtime};
 pub use world::{Setup, Topology, World};
 
 /// The secret that every simulated server's files hold. It may be nowhere but in encrypted backups.

@@ -1456,7 +1456,7 @@ impl State {
         }
     }
 
-    fn fault_over(&mut self, what: &Over) {
+    pub(crate) fn fault_over(&mut self, what: &Over) {
         match what {
             Over::Api => self.api_away = false,
             Over::Down(node) => {

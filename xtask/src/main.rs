@@ -21,6 +21,8 @@ enum Task {
     Ci,
     /// Check that the crates depend on each other as ARCHITECTURE.md says
     Arrows,
+    /// Check licences, sources and banned crates (deny.toml); installs cargo-deny where it is missing
+    Deny,
     /// Write generated files (schema, command line reference); with --check, fail if they are not current
     Generate {
         #[arg(long)]
@@ -59,6 +61,7 @@ fn main() -> Result<()> {
     match args.task {
         Task::Ci => ci(&root),
         Task::Arrows => arrows::check(&root),
+        Task::Deny => deny(&root),
         Task::Generate { check } => generate(&root, check),
         Task::Explore { schedules, seed, replay } => explore(&root, schedules, seed, replay),
         Task::E2e { full, filter } => e2e(&root, full, filter.as_deref()),
@@ -104,8 +107,10 @@ fn release_build(root: &Path) -> Result<()> {
 fn ci(root: &Path) -> Result<()> {
     cargo(root, &["fmt", "--all", "--check"])?;
     arrows::check(root)?;
+    cargo(root, &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     cargo(root, &["test", "--workspace"])?;
-    generate(root, true)
+    generate(root, true)?;
+    deny(root)
 }
 
 /// Licences, sources and bans; the advisories' database lies on the network, so it is looked at only where it is.

@@ -450,7 +450,7 @@ follow() { # ROLE SECS PATTERN..
   trap 'exit 0' TERM HUP INT PIPE
   (cat <&3 > /dev/null; kill "$$") &
   if has journalctl && [ $# -gt 0 ]; then
-    now=$(show "$unit" InactiveExitTimestamp)
+    now=$(since_restart "$unit")
     for pattern in "$@"; do
       set -- "$@" -e "$pattern"
       shift
@@ -479,6 +479,19 @@ follow() { # ROLE SECS PATTERN..
     sleep 0.2 || sleep 1
   done
   fail over 'followed for as long as was asked for'
+}
+
+# From when on the journal speaks of this start: a restart that was only just asked for has not begun, and the unit's own
+# time is still that of the start before, whose lines name other causes.
+since_restart() { # UNIT
+  local began asked
+  began=$(date -d "$(show "$1" InactiveExitTimestamp)" +%s 2> /dev/null || echo 0)
+  for asked in "$BASE"/actions/*/asked; do
+    [ -f "$asked" ] || continue
+    asked=$(stat -c %Y "$asked")
+    [ "$asked" -le "$began" ] || began=$asked
+  done
+  if [ "$began" = 0 ]; then echo now; else echo "@$began"; fi
 }
 
 # The version of the process that runs now: of the file it was started from, as long as that can be told.

@@ -170,8 +170,7 @@ async fn reach(
         waivers: Vec::new(),
     };
     // Nothing is compared between runs here, so the key for hashes may be any.
-    let hosts = SshHosts::new(&cluster, HmacKey::new([0; 32]))
-        .map_err(|e| Failure::new(Exit::Wrong, "E-SSH", e.to_string()))?;
+    let hosts = SshHosts::new(&cluster, HmacKey::new([0; 32])).map_err(|e| Failure::new(Exit::Wrong, "E-SSH", e))?;
     hosts.learn_nodes(&addresses);
     for (name, host) in &addresses {
         match hosts.facts(name).await {

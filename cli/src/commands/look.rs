@@ -11,7 +11,7 @@ use kadence_engine::ports::Store as _;
 use serde_json::json;
 
 use crate::args::{Check, ConfigWhat, Global, Output, Plan, Report};
-use crate::commands::roll::{look, wish};
+use crate::commands::roll::{look, planned, wish};
 use crate::exit::{Exit, Failure, of_readiness};
 use crate::open;
 use crate::screen::{Screen, print, say};
@@ -75,7 +75,7 @@ pub(crate) async fn plan(global: &Global, args: &Plan) -> Result<Exit, Failure> 
     let screen = Screen::new(global);
     let engine = opened.engine(&args.cluster, screen.clone()).await?;
     let inventory = look(&engine, &args.cluster).await?;
-    let plan = engine.plan(&inventory, &wish(&args.target)).await?;
+    let plan = planned(&engine, &screen, &inventory, &wish(&args.target)).await?;
     if let Some(file) = &args.write {
         let text =
             serde_json::to_string_pretty(&plan).map_err(|e| Failure::new(Exit::Failed, "E-OUTPUT", e.to_string()))?;

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 
 use kadence_core::apply::plan::{Plan, Purpose};
-use kadence_core::apply::planner::Scope;
+use kadence_core::apply::planner::{NoPlan, Scope};
 use kadence_core::apply::rollout::Rollout;
 use kadence_core::apply::way_back;
 use kadence_core::event::{Consent, Request};
 use kadence_core::ident::{ClusterUid, NodeName, RolloutId};
 use kadence_core::inventory::Inventory;
-use kadence_core::validate::finding::readiness;
+use kadence_core::validate::finding::{Finding, readiness};
 use kadence_engine::ports::Store as _;
-use kadence_engine::{Driven, Engine, Wish};
+use kadence_engine::{Driven, Engine, StartError, Wish};
 use tokio::sync::mpsc;
 
 use crate::args::{Apply, Global, Output, Resume, Rollback, Target};
@@ -44,7 +44,7 @@ pub(crate) async fn apply(global: &Global, args: &Apply) -> Result<Exit, Failure
     let inventory = look(&engine, &args.cluster).await?;
     let plan = match &args.plan {
         Some(which) => find_plan(&engine, which).await?,
-        None => engine.plan(&inventory, &wish(&args.target)).await?,
+        None => planned(&engine, &screen, &inventory, &wish(&args.target)).await?,
     };
     same_cluster(&plan, &inventory)?;
     if plan.decision.hops.is_empty() {
@@ -52,7 +52,7 @@ pub(crate) async fn apply(global: &Global, args: &Apply) -> Result<Exit, Failure
         return Ok(Exit::Done);
     }
     let findings = engine.check(&inventory, Some(&plan)).await?;
-    if findings.iter().any(kadence_core::validate::finding::Finding::blocks) {
+    if findings.iter().any(Finding::blocks) {
         say(kadence_tell::check::text(&inventory, Some(&plan), &findings, screen.style()));
         return Err(Failure::new(
             Exit::Refused,
@@ -244,6 +244,26 @@ pub(crate) async fn ask(global: &Global, cluster: &str, request: Request) -> Res
 }
 
 // --------------------------------------------------------------------------------------------------------- parts
+
+/// Makes a plan; where a fact is missing for it, the checks say which and what to do, better than the planner could.
+pub(crate) async fn planned(
+    engine: &Engine,
+    screen: &Arc<Screen>,
+    inventory: &Inventory,
+    wish: &Wish,
+) -> Result<Plan, Failure> {
+    let error = match engine.plan(inventory, wish).await {
+        Ok(plan) => return Ok(plan),
+        Err(error) => error,
+    };
+    if matches!(error, StartError::NoPlan(NoPlan::Unknown { .. } | NoPlan::Contradiction(_))) {
+        let findings = engine.check(inventory, None).await?;
+        if findings.iter().any(Finding::blocks) {
+            say(kadence_tell::check::text(inventory, None, &findings, screen.style()));
+        }
+    }
+    Err(error.into())
+}
 
 /// Inspects, and remembers which cluster the name means.
 pub(crate) async fn look(engine: &Engine, name: &str) -> Result<Inventory, Failure> {

@@ -30,6 +30,16 @@ pub struct Scope {
     pub only_agents: bool,
 }
 
+/// What a plan is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    pub inventory: &'a Inventory,
+    pub catalog: &'a Catalog,
+    pub cluster: &'a Cluster,
+    pub knowledge: &'a Knowledge,
+    pub now: Timestamp,
+}
+
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoPlan {
@@ -55,20 +65,12 @@ pub enum NoPlan {
 /// Plans an update along `ladder` (the hops in order, the last one is the target).
 ///
 /// A plan without hops means that nothing is to be done. Whether the cluster is *ready* for it is judged by the checks,
-/// not here.
+/// not here. `kadence` is the version of the program that plans.
 ///
 /// # Errors
 /// A fact that a plan consists of is unknown, or the wish cannot be met.
-pub fn plan(
-    inventory: &Inventory,
-    ladder: &[Version],
-    catalog: &Catalog,
-    cluster: &Cluster,
-    scope: &Scope,
-    knowledge: &Knowledge,
-    kadence: &str,
-    now: Timestamp,
-) -> Result<Plan, NoPlan> {
+pub fn plan(question: &Question<'_>, ladder: &[Version], scope: &Scope, kadence: &str) -> Result<Plan, NoPlan> {
+    let Question { inventory, catalog, cluster, knowledge, now } = *question;
     let target = ladder.last().ok_or(NoPlan::NoTarget)?.clone();
     let world = World::read(inventory)?;
     for name in &scope.exclude {

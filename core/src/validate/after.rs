@@ -294,8 +294,14 @@ mod tests {
         let scope = Scope { exclude: exclude.iter().map(|&n| n.into()).collect(), ..Scope::default() };
         let to = [TO.parse().expect("a version")];
         let (catalog, cluster, knowledge) = (example::catalog(&[TO]), example::cluster(), Knowledge::embedded());
-        let plan = planner::plan(&ha(FROM), &to, &catalog, &cluster, &scope, knowledge, "0.0.0", example::now());
-        plan.expect("a plan").decision
+        let question = planner::Question {
+            inventory: &ha(FROM),
+            catalog: &catalog,
+            cluster: &cluster,
+            knowledge,
+            now: example::now(),
+        };
+        planner::plan(&question, &to, &scope, "0.0.0").expect("a plan").decision
     }
 
     fn after(inventory: &Inventory) -> Vec<(Verdict, String)> {

@@ -104,9 +104,12 @@ impl Signs {
         self.apiserver = Some(ready);
     }
 
-    /// A line of the journal that matches a signature. The first one stands: what follows is mostly its consequence.
+    /// A line of the journal that matches a signature. The first one stands, since what follows is mostly its
+    /// consequence; only one that healthy starts show too gives way to one that they do not.
     pub fn journal(&mut self, class: &str, line: &str) {
-        if self.cause.is_none() {
+        let gives_way =
+            self.cause.as_ref().is_none_or(|c| signature::is_common(&c.class) && !signature::is_common(class));
+        if gives_way {
             let remedy = signature::remedy(class).unwrap_or("look at the journal around this line").to_owned();
             self.cause = Some(Cause { class: class.to_owned(), line: line.to_owned(), remedy });
         }
@@ -227,6 +230,7 @@ impl Signs {
 }
 
 #[cfg(test)]
+#[expect(clippy::panic, reason = "another judgement than the expected one fails the test")]
 mod tests {
     use proptest::prelude::*;
 
@@ -335,6 +339,18 @@ mod tests {
         let Judgement::Failed(failure) = signs.judge(&goal(), at(18)) else { panic!("failed") };
         assert_eq!(failure.what, "s2 did not stay up: 3 restarts in 18 s");
         assert_eq!(failure.cause.map(|c| c.line), Some("unrecognized feature gate: OldGate".to_owned()));
+    }
+
+    #[test]
+    fn a_line_that_healthy_starts_show_gives_way_to_a_telling_one() {
+        let mut signs = Signs::new(at(0));
+        signs.unit(unit("activating", 0));
+        signs.journal("latency", "apply request took too long");
+        signs.journal("configuration", "unrecognized feature gate: OldGate");
+        signs.journal("etcd-membership", "has not yet been promoted from learner");
+        signs.unit(unit("failed", 3));
+        let Judgement::Failed(failure) = signs.judge(&goal(), at(18)) else { panic!("failed") };
+        assert_eq!(failure.cause.map(|c| c.class), Some("configuration".to_owned()));
     }
 
     #[test]

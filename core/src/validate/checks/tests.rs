@@ -58,16 +58,14 @@ impl Case {
                 node.version = Fact::Known(lowest.clone());
             }
         }
-        let plan = planner::plan(
-            &planned,
-            std::slice::from_ref(&to),
-            &catalog,
-            &self.cluster,
-            &Scope::default(),
-            Knowledge::embedded(),
-            "0.0.0",
-            example::now(),
-        );
+        let question = planner::Question {
+            inventory: &planned,
+            catalog: &catalog,
+            cluster: &self.cluster,
+            knowledge: Knowledge::embedded(),
+            now: example::now(),
+        };
+        let plan = planner::plan(&question, std::slice::from_ref(&to), &Scope::default(), "0.0.0");
         let mut hop = plan.expect("a plan").decision.hops.remove(0);
         change(&mut hop);
         Self { hop: Some(hop), catalog, ..self.clone() }
