@@ -224,3 +224,34 @@ pub(crate) struct Demo {
     #[arg(long)]
     pub(crate) fast: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_flag_and_choice_is_in_the_documents() {
+        let text = include_str!("../../docs/commands.md");
+        let mut kadence = Kadence::command();
+        kadence.build();
+        let mut commands = vec![&kadence];
+        let mut missing = Vec::new();
+        while let Some(command) = commands.pop() {
+            commands.extend(command.get_subcommands().filter(|c| c.get_name() != "help"));
+            let name = command.get_name();
+            if name != "kadence" && !text.contains(&format!("`kadence {name}")) && !text.contains(&format!(" {name}`"))
+            {
+                missing.push(name.to_owned());
+            }
+            let flags =
+                command.get_arguments().filter_map(clap::Arg::get_long).filter(|f| !matches!(*f, "help" | "version"));
+            missing.extend(flags.map(|f| format!("--{f}")).filter(|f| !text.contains(&format!("`{f}"))));
+            let with_values = command.get_arguments().filter(|a| a.get_action().takes_values());
+            let values = with_values.flat_map(clap::Arg::get_possible_values);
+            missing.extend(values.map(|v| v.get_name().to_owned()).filter(|v| !text.contains(&format!("{v}`"))));
+        }
+        assert!(missing.is_empty(), "docs/commands.md lacks {missing:?}");
+    }
+}

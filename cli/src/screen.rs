@@ -57,6 +57,7 @@ impl Screen {
     /// Asks a question; no is the answer where nobody can be asked.
     pub(crate) fn ask(&self, question: &str) -> Result<bool, Failure> {
         if !std::io::stdin().is_terminal() {
+            say(question.to_owned());
             return Ok(false);
         }
         let mut stderr = anstream::stderr();

@@ -628,6 +628,7 @@ impl State {
         self.judge_reset(node, order);
         let objects = taken.objects.clone();
         let revision = objects.revision;
+        self.watch.data_is_back(&objects);
         self.new_etcd(node, &version, restored(objects, self.now), false);
         if let Some(record) = self.record_mut(node, &order.id) {
             record.restored = Some(life);
@@ -672,6 +673,7 @@ impl State {
         self.judge_reset(node, order);
         let objects = restored(taken.objects.clone(), self.now);
         let revision = objects.revision;
+        self.watch.data_is_back(&objects);
         if let Some(machine) = self.machines.get_mut(node) {
             machine.data = Data::Sqlite(Box::new(objects));
         }

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use kadence_core::apply::action::Outcome;
+use kadence_core::event::{Event, Recorded, Request};
 use kadence_core::ident::NodeName;
 use kadence_core::inventory::Role;
 use kadence_core::version::Version;
@@ -110,6 +112,10 @@ pub enum What {
     },
     /// The next snapshot or backup cannot be read back.
     SnapshotCorrupt,
+    /// Somebody asks the running rollout to stop; nothing, if none runs.
+    Asked {
+        request: Request,
+    },
     /// The release is taken back by its source.
     Withdrawn {
         version: Version,
@@ -160,6 +166,8 @@ impl What {
             Self::HigherTurn => "higher-turn",
             Self::ClockJump { .. } => "clock-jump",
             Self::SnapshotCorrupt => "snapshot-corrupt",
+            Self::Asked { request: Request::Pause } => "pause",
+            Self::Asked { request: Request::Abort } => "abort",
             Self::Withdrawn { .. } => "withdrawn",
             Self::SourceAway => "source-away",
         }
@@ -168,17 +176,33 @@ impl What {
 
 /// A fault for a cluster that is being updated to `to`, drawn from all there are.
 pub fn random(rng: &mut Rng, topology: Topology, to: &Version) -> Fault {
-    let when = match rng.below(6) {
-        0 => When::At(rng.millis(0, 180_000)),
-        1 => When::Call(1 + rng.below(260)),
-        2 => When::Answer(1 + rng.below(260)),
+    let when = moment(rng, 1);
+    Fault { when, what: trouble(rng, topology, to) }
+}
+
+/// A fault for a story that is this many times as long as an update by one patch.
+pub fn random_within(rng: &mut Rng, length: u64, topology: Topology, to: &Version) -> Fault {
+    let when = moment(rng, length);
+    Fault { when, what: trouble(rng, topology, to) }
+}
+
+/// A moment in a story that is this many times as long as an update by one patch.
+pub fn moment(rng: &mut Rng, length: u64) -> When {
+    match rng.below(6) {
+        0 => When::At(rng.millis(0, 180_000 * length)),
+        1 => When::Call(1 + rng.below(260 * length)),
+        2 => When::Answer(1 + rng.below(260 * length)),
+        // A way back counts its events anew.
         3 => When::BeforeEvent(1 + rng.below(70)),
         4 => When::AfterEvent(1 + rng.below(70)),
         _ => {
-            let order = u32::try_from(1 + rng.below(12)).unwrap_or(1);
+            let order = u32::try_from(1 + rng.below(12 * length)).unwrap_or(1);
             When::Step { order, step: usize::try_from(rng.below(MOST_STEPS as u64)).unwrap_or(0) }
         }
-    };
+    }
+}
+
+fn trouble(rng: &mut Rng, topology: Topology, to: &Version) -> What {
     let nodes: Vec<NodeName> = (1..=topology.servers)
         .map(|n| NodeName::new(format!("s{n}")))
         .chain((1..=topology.agents).map(|n| NodeName::new(format!("a{n}"))))
@@ -188,7 +212,7 @@ pub fn random(rng: &mut Rng, topology: Topology, to: &Version) -> Fault {
         2 => Target::OtherServer,
         _ => rng.pick(&nodes).cloned().map_or(Target::InHand, Target::Node),
     };
-    let what = match rng.below(21) {
+    match rng.below(21) {
         0..=3 => What::Kill,
         4 => What::SshCut { at, lasts: rng.millis(1000, 90_000) },
         5 => What::SshCutInCopy { at },
@@ -223,8 +247,7 @@ pub fn random(rng: &mut Rng, topology: Topology, to: &Version) -> Fault {
         }
         19 => What::SnapshotCorrupt,
         _ => What::Withdrawn { version: to.clone() },
-    };
-    Fault { when, what }
+    }
 }
 
 impl World {
@@ -322,9 +345,10 @@ impl State {
         self.strike_where(|when| *when == When::Answer(answers), name);
     }
 
-    pub(crate) fn at_event(&mut self, number: u64, written: bool) {
+    pub(crate) fn at_event(&mut self, event: &Recorded, written: bool) {
+        let number = event.number;
         let moment = if written { When::AfterEvent(number) } else { When::BeforeEvent(number) };
-        let step = format!("{} event {number}", if written { "after" } else { "before" });
+        let step = format!("{} {}", if written { "after" } else { "before" }, event_word(&event.event));
         self.strike_where(|when| *when == moment, &step);
     }
 
@@ -424,9 +448,16 @@ impl State {
                 for machine in self.machines.values_mut() {
                     machine.folder.turn = turn;
                 }
+                self.watch.turn_of_others(turn);
             }
             What::ClockJump { by } => self.skew += *by,
             What::SnapshotCorrupt => self.corrupt_next_snapshot = true,
+            What::Asked { request } => {
+                if self.rolls {
+                    self.asked.push(*request);
+                    self.hold_asked(*request);
+                }
+            }
             What::Withdrawn { version } => {
                 self.releases.remove(version);
             }
@@ -450,5 +481,19 @@ impl State {
         }
         objects.change(node, |record| record.cordoned = true);
         self.watch.foreign_cordon(node);
+    }
+}
+
+/// What kind of event it is, with what its action does.
+fn event_word(event: &Event) -> String {
+    let word = |debug: String| debug.split([' ', '{', '(']).next().unwrap_or_default().to_lowercase();
+    match event {
+        Event::Intent { action, .. } => format!("intent {}", word(format!("{action:?}"))),
+        Event::Outcome { outcome, .. } => match &**outcome {
+            Outcome::Done { report, .. } => format!("outcome {}", word(format!("{report:?}"))),
+            Outcome::Failed { failure, .. } => format!("outcome {}", word(format!("{:?}", failure.kind))),
+            Outcome::Unknown { .. } => "outcome unknown".to_owned(),
+        },
+        other => word(format!("{other:?}")),
     }
 }

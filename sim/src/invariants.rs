@@ -5,12 +5,13 @@ use std::fmt;
 use std::time::Duration;
 
 use kadence_core::apply::plan::DeclaredOutage;
-use kadence_core::event::Ending;
+use kadence_core::event::{Ending, Hold, Request};
 use kadence_core::ident::{ActionId, Digest, NodeName};
 use kadence_core::inventory::Role;
 use kadence_core::version::Version;
 use kadence_engine::ports::{Order, Task};
 
+use crate::objects::Objects;
 use crate::world::{Content, Data, Machine, State, UnitPhase, World};
 
 /// An invariant that did not hold.
@@ -60,12 +61,22 @@ pub(crate) struct Watch {
     changed_by_others: BTreeMap<NodeName, Duration>,
     /// Nodes on which we acted since the rollout began.
     touched: BTreeSet<NodeName>,
-    hold_asked: Option<(Duration, Option<NodeName>)>,
+    hold_asked: Option<HoldAsked>,
     /// Servers of which anybody can see that they are not healthy, and not by our hand.
     red_since: BTreeMap<NodeName, Duration>,
     /// Nodes that are not well, for whatever reason.
     unwell_since: BTreeMap<NodeName, Duration>,
     split_brain: bool,
+    /// The turn that Kadence took last, and the one that another Kadence took.
+    turn: u64,
+    turn_of_others: u64,
+}
+
+#[derive(Clone, Debug)]
+struct HoldAsked {
+    at: Duration,
+    in_hand: Option<NodeName>,
+    request: Request,
 }
 
 impl Watch {
@@ -79,6 +90,19 @@ impl Watch {
 
     pub(crate) fn foreign_cordon(&mut self, node: &NodeName) {
         self.foreign_cordons.insert(node.clone());
+    }
+
+    pub(crate) fn turn_taken(&mut self, turn: u64) {
+        self.turn = turn;
+    }
+
+    pub(crate) fn turn_of_others(&mut self, turn: u64) {
+        self.turn_of_others = turn;
+    }
+
+    /// A restore brings back an earlier time: a cordon that somebody set after it is lost with all else, as was said.
+    pub(crate) fn data_is_back(&mut self, objects: &Objects) {
+        self.foreign_cordons.retain(|n| objects.nodes.get(n).is_some_and(|r| r.cordoned && r.mark.is_none()));
     }
 
     /// Whoever set a cordon lifted it.
@@ -115,6 +139,7 @@ impl World {
             s.watch.begin(&machines);
             s.machines = machines;
             s.watch.hold_asked = None;
+            s.rolls = true;
             s.watch.touched.clear();
             s.watch.changed_by_others.clear();
         });
@@ -122,12 +147,39 @@ impl World {
 
     /// Somebody asked for a hold (a pause, an abort, a freeze): from now on no new node may be touched.
     pub fn hold_asked(&self) {
-        self.look(|s| s.watch.hold_asked = Some((s.now, s.in_hand.clone())));
+        self.look(|s| s.hold_asked(Request::Abort));
+    }
+
+    /// Somebody resumes the rollout: a pause is over, an abort is not.
+    pub fn resumed(&self) {
+        self.look(|s| s.watch.hold_asked.take_if(|asked| asked.request == Request::Pause));
+    }
+
+    /// A rollout stands still: whoever comes has to be told why.
+    pub fn judge_hold(&self, hold: &Hold) {
+        self.look(|s| {
+            if hold.what.is_empty() || hold.next.is_empty() {
+                s.violated(4, "a hold names no cause, or nothing to do".to_owned());
+            }
+        });
+    }
+
+    /// Kadence goes on for ever.
+    pub fn judge_endless(&self) {
+        self.look(|s| s.violated(4, "it neither ends nor holds".to_owned()));
+    }
+
+    /// Judges what Kadence wrote where anybody may read it.
+    pub fn judge_written(&self, what: &str, text: &str) {
+        if text.contains(crate::SECRET) {
+            self.look(|s| s.violated(12, format!("{what} has a secret in it")));
+        }
     }
 
     /// Judges how a rollout ended against how the world is. `excluded` are agents left out on purpose.
     pub fn judge_end(&self, ending: &Ending, target: &Version, excluded: &BTreeSet<NodeName>) {
         self.look(|s| {
+            s.rolls = false;
             s.judge_cordons();
             match ending {
                 Ending::Completed => s.judge_completed(target, excluded),
@@ -172,6 +224,10 @@ impl State {
             && acts(&order.task)
         {
             self.violated(9, format!("{ours} acts on {node} while {rollout} has {other} in hand"));
+        }
+        let (ours, others) = (self.watch.turn, self.watch.turn_of_others);
+        if others > ours && acts(&order.task) {
+            self.violated(9, format!("{node} obeys turn {ours} although another Kadence has {others}"));
         }
         let changed = self.watch.changed_by_others.get(node).copied();
         if let Some(at) = changed
@@ -322,9 +378,14 @@ impl State {
         }
     }
 
+    pub(crate) fn hold_asked(&mut self, request: Request) {
+        let asked = HoldAsked { at: self.now, in_hand: self.in_hand.clone(), request };
+        self.watch.hold_asked = Some(asked);
+    }
+
     /// A node gets our cordon.
     pub(crate) fn judge_cordon(&mut self, node: &NodeName, rollout: &str) {
-        let Some((at, in_hand)) = self.watch.hold_asked.clone() else { return };
+        let Some(HoldAsked { at, in_hand, .. }) = self.watch.hold_asked.clone() else { return };
         if at + LOOK_UNDER_WAY < self.now && in_hand.as_ref() != Some(node) {
             let what = format!("{rollout} cordons {node} although a hold was asked for at {:.3} s", at.as_secs_f64());
             self.violated(6, what);

@@ -108,6 +108,7 @@ impl State {
                 return Ok((1, Vec::new()));
             };
             self.external = Some(snapshot.objects.clone());
+            self.watch.data_is_back(&snapshot.objects);
             self.note("the external datastore is restored");
             return Ok((0, Vec::new()));
         }
@@ -134,13 +135,15 @@ impl<S> KillableStore<S> {
 impl<S: Store> Store for KillableStore<S> {
     async fn take_turn(&self, cluster: &ClusterUid, holder: &str, at_least: u64) -> Result<Turn, StoreError> {
         self.handle.alive().await;
-        self.inner.take_turn(cluster, holder, at_least).await
+        let turn = self.inner.take_turn(cluster, holder, at_least).await?;
+        self.handle.world().look(|s| s.watch.turn_taken(turn.number));
+        Ok(turn)
     }
 
     async fn append(&self, cluster: &ClusterUid, event: &Recorded) -> Result<(), StoreError> {
-        self.handle.event(event.number, false).await;
+        self.handle.event(event, false).await;
         let appended = self.inner.append(cluster, event).await;
-        self.handle.event(event.number, true).await;
+        self.handle.event(event, true).await;
         appended
     }
 
@@ -174,7 +177,9 @@ impl<S: Store> Store for KillableStore<S> {
 
     async fn take_requests(&self, cluster: &ClusterUid) -> Result<Vec<Request>, StoreError> {
         self.handle.alive().await;
-        self.inner.take_requests(cluster).await
+        let mut requests = self.inner.take_requests(cluster).await?;
+        requests.append(&mut self.handle.world().look(|s| std::mem::take(&mut s.asked)));
+        Ok(requests)
     }
 }
 

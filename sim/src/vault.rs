@@ -48,6 +48,11 @@ impl MemoryVault {
         self.kept().pages.get(backup).cloned()
     }
 
+    /// The pages that lie beside all backups.
+    pub fn pages(&self) -> Vec<String> {
+        self.kept().pages.values().cloned().collect()
+    }
+
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use kadence_core::apply::plan::DatastoreKind;
+use kadence_core::event::{Recorded, Request};
 use kadence_core::ident::{ActionId, Digest, NodeName};
 use kadence_core::inventory::{Arch, Role, Unit};
 use kadence_core::version::Version;
@@ -103,6 +104,10 @@ pub(crate) struct State {
     /// Files on nodes by digest, so that a file that is sent back is known for what it is.
     pub(crate) stored: BTreeMap<Digest, Arc<Stored>>,
     pub(crate) watch: Watch,
+    /// What was asked of the running rollout and not taken by it yet.
+    pub(crate) asked: Vec<Request>,
+    /// A rollout has begun and not ended.
+    pub(crate) rolls: bool,
     log: Vec<(Duration, String)>,
     trace: u64,
     pid: u32,
@@ -567,9 +572,9 @@ impl Handle {
     }
 
     /// A stored event is about to be written, or was written: a moment at which Kadence can be killed.
-    pub(crate) async fn event(&self, number: u64, written: bool) {
+    pub(crate) async fn event(&self, event: &Recorded, written: bool) {
         self.alive().await;
-        self.world.look(|s| s.at_event(number, written));
+        self.world.look(|s| s.at_event(event, written));
         self.alive().await;
     }
 }
@@ -619,6 +624,8 @@ impl State {
             dead: 0,
             stored: BTreeMap::new(),
             watch: Watch::default(),
+            asked: Vec::new(),
+            rolls: false,
             log: Vec::new(),
             trace: 0xcbf2_9ce4_8422_2325,
             pid: 800,

@@ -4,7 +4,7 @@ use kadence_core::apply::plan::DatastoreKind;
 use kadence_core::event::Ending;
 use kadence_core::version::Version;
 use kadence_sim::Topology;
-use kadence_sim::explore::{Case, End, Told};
+use kadence_sim::explore::{Case, End, Then, Told};
 use kadence_sim::faults::{Fault, What, When};
 
 fn case(servers: u8, agents: u8, datastore: DatastoreKind) -> Case {
@@ -14,6 +14,7 @@ fn case(servers: u8, agents: u8, datastore: DatastoreKind) -> Case {
         from: Version::new(1, 36, 3, 1),
         to: Version::new(1, 36, 4, 1),
         faults: Vec::new(),
+        then: Then::Nothing,
     }
 }
 

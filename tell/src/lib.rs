@@ -1,9 +1,11 @@
 //! Plans, checks, status and reports in words.
 //!
-//! Pure folds of core's words: the terminal, pages and files show the same. The first line of each is the answer.
+//! Pure folds of core's words: the terminal, pages and files show the same. The first line of each is the answer, the
+//! last one the likely next command.
 
 pub mod check;
 pub mod inspect;
+mod layout;
 pub mod line;
 pub mod plan;
 pub mod report;

@@ -36,9 +36,9 @@ enum Task {
         /// The first seed
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Replay this one seed and print its story
-        #[arg(long)]
-        replay: Option<u64>,
+        /// Tell this one story: a seed, or `update:` and a seed
+        #[arg(long, value_name = "STORY")]
+        replay: Option<String>,
     },
     /// Run the end-to-end suite on test hosts
     E2e {
@@ -63,7 +63,7 @@ fn main() -> Result<()> {
         Task::Arrows => arrows::check(&root),
         Task::Deny => deny(&root),
         Task::Generate { check } => generate(&root, check),
-        Task::Explore { schedules, seed, replay } => explore(&root, schedules, seed, replay),
+        Task::Explore { schedules, seed, replay } => explore(&root, schedules, seed, replay.as_deref()),
         Task::E2e { full, filter } => e2e(&root, full, filter.as_deref()),
         Task::Bench { args } => {
             release_build(&root)?;
@@ -142,12 +142,11 @@ fn generate(root: &Path, check: bool) -> Result<()> {
     Ok(())
 }
 
-fn explore(root: &Path, schedules: u64, seed: u64, replay: Option<u64>) -> Result<()> {
+fn explore(root: &Path, schedules: u64, seed: u64, replay: Option<&str>) -> Result<()> {
     let (schedules, seed) = (schedules.to_string(), seed.to_string());
     let mut args = vec!["run", "--release", "--quiet", "--package", "kadence-sim", "--bin", "explore", "--"];
-    let replay = replay.map(|seed| seed.to_string());
-    match &replay {
-        Some(seed) => args.extend(["--replay", seed]),
+    match replay {
+        Some(story) => args.extend(["--replay", story]),
         None => args.extend(["--schedules", &schedules, "--seed", &seed]),
     }
     cargo(root, &args)

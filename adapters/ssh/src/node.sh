@@ -441,7 +441,6 @@ follow() { # ROLE SECS PATTERN..
   shift 2
   unit=$(unit_of "$role") || fail no-unit "no systemd unit k3s*.service starts \`k3s $role\`"
   BINARY=$(binary_of "$unit") DATA=$(data_dir "$unit") UNIT=$unit
-  [ "$role" = server ] && [ "$(datastore "$DATA")" = etcd ] && etcd=yes
 
   # Everything started here ends with this shell, and this shell with whoever listens: when stdin ends, when a line
   # cannot be written, when the time is over.
@@ -468,6 +467,8 @@ follow() { # ROLE SECS PATTERN..
       put process "$(running_version)"
       put unit-end
     fi
+    # Asked anew until it is there: a server that joins again has no data of etcd yet when it starts.
+    [ -n "$etcd" ] || [ "$role" != server ] || [ "$(datastore "$DATA")" != etcd ] || etcd=yes
     if [ -n "$etcd" ]; then
       etcd_health
       # Who leads and who has caught up changes seldom; asking costs more than the health does.

@@ -4,7 +4,7 @@
 //! real thing. The world's time costs nothing, so the pauses here are for the reader alone.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -35,8 +35,8 @@ fn runs() -> Version {
 }
 
 /// How many seconds of the world pass in one second of the reader's.
-const WORLD_SECONDS: u32 = 12;
-const LONGEST_PAUSE: Duration = Duration::from_millis(2500);
+const WORLD_SECONDS: u32 = 7;
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// For reading a line of a table.
 const A_LINE: Duration = Duration::from_millis(250);
 const LONGEST_READ: Duration = Duration::from_secs(5);
@@ -87,18 +87,14 @@ impl Trouble {
                 What::PowerLoss { at: Target::InHand, back: Some(Duration::from_secs(20)) },
             ),
             Self::Kill => (When::Step { order: 5, step: 2 }, What::Kill),
-            Self::SshCut => (
-                When::Step { order: 5, step: 2 },
-                What::SshCut { at: Target::InHand, lasts: Duration::from_secs(25) },
-            ),
-            Self::ApiAway => {
-                (When::Step { order: 5, step: 4 }, What::ApiAway { lasts: Duration::from_secs(20) })
+            Self::SshCut => {
+                (When::Step { order: 5, step: 2 }, What::SshCut { at: Target::InHand, lasts: Duration::from_secs(25) })
             }
+            Self::ApiAway => (When::Step { order: 5, step: 4 }, What::ApiAway { lasts: Duration::from_secs(20) }),
             Self::DiskFull => (When::AfterEvent(5), What::DiskFull { at: node("s3"), lasts: None }),
-            Self::ServerDown => (
-                When::Step { order: 4, step: 0 },
-                What::ServerDown { at: node("s1"), lasts: Duration::from_secs(300) },
-            ),
+            Self::ServerDown => {
+                (When::Step { order: 4, step: 0 }, What::ServerDown { at: node("s1"), lasts: Duration::from_secs(300) })
+            }
             Self::ForeignCordon => (When::Step { order: 4, step: 0 }, What::ForeignCordon { at: node("s3") }),
             Self::BadBackup => (When::At(Duration::ZERO), What::SnapshotCorrupt),
         };
@@ -123,8 +119,7 @@ pub(crate) fn run(global: &Global, args: &Demo) -> Result<Exit, Failure> {
 async fn show(global: &Global, args: &Demo, scratch: &Path) -> Result<Exit, Failure> {
     let target = newest_patch(args.seed).await?;
     let topology = Topology { servers: 3, agents: 3, datastore: DatastoreKind::EmbeddedEtcd };
-    let world =
-        World::cluster(topology, runs()).seed(args.seed).fault(args.fault.fault(&target)).build();
+    let world = World::cluster(topology, runs()).seed(args.seed).fault(args.fault.fault(&target)).build();
     let teller = Arc::new(Teller::new(global, args, world.clone()));
     let show = Show { stage: Stage::new(world, NAME, scratch), teller };
     show.introduce().await?;
@@ -195,7 +190,8 @@ impl Show {
             let (exit, rollout) = match came {
                 Came::Killed => {
                     self.stage.world.revive();
-                    self.teller.say("Killed\n");
+                    self.teller.struck();
+                    self.teller.say("Killed");
                     commands.push(Command { words, exit: Exit::Held, rollout: None });
                     words = "resume";
                     continue;
@@ -345,9 +341,21 @@ impl Teller {
 
     /// Rollouts are named by chance; the same seed tells the same story.
     fn with_plain_names(&self, text: &str) -> String {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let told = self.told();
         let named = |text: String, (n, id): (usize, &RolloutId)| text.replace(id.as_str(), &format!("r{}", n + 1));
         told.rollouts.iter().enumerate().fold(text.to_owned(), named)
+    }
+
+    /// Says, once, that the fault has struck.
+    fn struck(&self) {
+        let struck = !self.world.reached().is_empty();
+        if struck && !std::mem::replace(&mut self.told().struck, true) {
+            self.say(&format!("⚡ this demo's fault: {}", self.trouble.words()));
+        }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn pause(&self, pause: Duration) {
@@ -359,21 +367,17 @@ impl Teller {
 
 impl Observer for Teller {
     fn event(&self, event: &Recorded) {
-        let (line, passed, strikes) = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (line, passed) = {
+            let mut told = self.told();
             if !told.rollouts.contains(&event.rollout) {
                 told.rollouts.push(event.rollout.clone());
-                told.until = Some(event.at);
+                told.until = None;
             }
             let passed = told.until.replace(event.at).map(|until| event.at.duration_since(until));
-            let strikes = !told.struck && !self.world.reached().is_empty();
-            told.struck |= strikes;
-            (told.lines.event(event), passed.and_then(|p| Duration::try_from(p).ok()).unwrap_or_default(), strikes)
+            (told.lines.event(event), passed.and_then(|p| Duration::try_from(p).ok()).unwrap_or_default())
         };
         self.pause((passed / WORLD_SECONDS).min(LONGEST_PAUSE));
-        if strikes {
-            self.say(&format!("⚡ the fault of this demo: {}", self.trouble.words().to_lowercase()));
-        }
+        self.struck();
         if let Some(line) = line {
             self.say(&line);
         }
