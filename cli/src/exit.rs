@@ -134,7 +134,8 @@ impl From<StartError> for Failure {
             StartError::NeedsConsent(..) => Self::new(Exit::Refused, "E-CONSENT", what),
             StartError::Unfinished(_) => Self::new(Exit::Refused, "E-UNFINISHED", what),
             StartError::Log { .. } => Self::new(Exit::Wrong, "E-LOG", what),
-            StartError::OtherCluster { .. } => Self::new(Exit::Refused, "E-OTHER-CLUSTER", what),
+            StartError::Stale(_) => Self::new(Exit::Refused, "E-PLAN-STALE", what).next("make a new plan"),
+            StartError::NothingToDo => Self::new(Exit::Refused, "E-NOTHING-TO-DO", what),
         }
     }
 }

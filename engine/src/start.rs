@@ -51,8 +51,11 @@ pub enum StartError {
     Unfinished(RolloutId),
     #[error("the log of {rollout} cannot be read: {why}")]
     Log { rollout: RolloutId, why: String },
-    #[error("the cluster is {found}, the plan is for {planned}")]
-    OtherCluster { found: String, planned: String },
+    /// What decides a plan was changed in the configuration since it was made.
+    #[error("kadence.yaml was changed since plan {0} was made (update, datastore or waivers)")]
+    Stale(String),
+    #[error("the plan has nothing to do")]
+    NothingToDo,
 }
 
 impl From<EngineError> for StartError {
@@ -130,6 +133,12 @@ impl Engine {
         let faults = verify::faults(&plan);
         if !faults.is_empty() {
             return Err(StartError::Unsafe(faults));
+        }
+        if plan.decision.hops.is_empty() {
+            return Err(StartError::NothingToDo);
+        }
+        if plan.decision.preconditions.policy != self.config.policy_digest() {
+            return Err(StartError::Stale(plan.hash().short()));
         }
         if let Some(outage) = plan.decision.outage
             && !consent.outage

@@ -183,7 +183,12 @@ pub fn random(rng: &mut Rng, topology: Topology, to: &Version) -> Fault {
 /// A fault for a story that is this many times as long as an update by one patch.
 pub fn random_within(rng: &mut Rng, length: u64, topology: Topology, to: &Version) -> Fault {
     let when = moment(rng, length);
-    Fault { when, what: trouble(rng, topology, to) }
+    let what = match rng.below(16) {
+        0 => What::SourceAway,
+        1 => What::ForeignBinary { at: Target::InHand, version: to.clone() },
+        _ => trouble(rng, topology, to),
+    };
+    Fault { when, what }
 }
 
 /// A moment in a story that is this many times as long as an update by one patch.

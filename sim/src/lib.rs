@@ -5,6 +5,7 @@
 
 mod actions;
 mod api;
+mod apiserver;
 mod bbolt;
 pub mod explore;
 pub mod faults;

@@ -194,7 +194,9 @@ impl Hosts for Bent<dyn Hosts> {
         let mut memory = self.memory();
         let first = memory.first.entry(node.clone()).or_insert_with(|| glance.clone()).clone();
         match self.defect {
-            Defect::SaysHealthy => glance = HostGlance { binary: glance.binary, ..first },
+            Defect::SaysHealthy => {
+                glance = HostGlance { binary: glance.binary, arguments: glance.arguments, ..first };
+            }
             Defect::LooksOnce => glance.arguments = first.arguments,
             _ => {}
         }
@@ -322,7 +324,7 @@ impl Store for Bent<dyn Store> {
 }
 
 /// So many stories find any of these.
-const WITHIN: u64 = 150;
+const WITHIN: u64 = 500;
 
 /// Tells stories until one breaks this invariant.
 fn finds(invariant: u8, what: &str, tell: impl Fn(&Case, &Path) -> Vec<kadence_sim::invariants::Violation>) {

@@ -207,7 +207,7 @@ fn after(decision: &Decision) -> &'static str {
 }
 
 fn steps_of_restore(page: &mut Page, plan: &Plan) {
-    let order = restore::sequence(plan);
+    let order = restore::sequence(plan, &[]);
     let point = order.iter().position(|group| group.iter().any(resets));
     let mut number = 0;
     for (i, group) in order.iter().enumerate() {

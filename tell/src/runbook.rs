@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use kadence_core::apply::plan::{
-    BackupMethod, BackupRef, DatastoreKind, Drain, Hop, Plan, Purpose, SqliteTool, Step, UndoClass,
+    BackupMethod, BackupRef, DatastoreKind, Decision, Drain, Hop, Plan, Purpose, SqliteTool, Step, UndoClass,
 };
 use kadence_core::ident::{Digest, NodeName};
 use kadence_core::inventory::{Arch, Role};
@@ -72,10 +72,10 @@ fn word(text: &str) -> String {
     }
     // A line break would end the command, and the block with it.
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
-    format!("'{}'", text.replace('\'', r"'\''"))
+'", text.replace('\'', r"'\''"))
 }
 
-impl Book<'_> {
+impl<'a> Book<'a> {
     fn say(&mut self, text: &str) {
         self.text.push_str(text);
         self.text.push_str("\n\n");
@@ -87,16 +87,18 @@ impl Book<'_> {
 
     /// A numbered step: what is done, the commands, what comes of it.
     fn step(&mut self, number: usize, what: &str, commands: &[String], expect: &str) {
-        let _ = writeln!(self.text, "{number}. {what}");
+        let label = format!("{number}. ");
+        let indent = " ".repeat(label.len());
+        let _ = writeln!(self.text, "{label}{what}");
         if !commands.is_empty() {
-            self.text.push_str("\n   ```sh\n");
+            let _ = writeln!(self.text, "\n{indent}```sh");
             for command in commands.iter().flat_map(|c| c.lines()) {
-                let _ = writeln!(self.text, "   {command}");
+                let _ = writeln!(self.text, "{indent}{command}");
             }
-            self.text.push_str("   ```\n");
+            let _ = writeln!(self.text, "{indent}```");
         }
         if !expect.is_empty() {
-            let _ = write!(self.text, "\n   Expect: {expect}\n");
+            let _ = write!(self.text, "\n{indent}Expect: {expect}\n");
         }
         self.text.push('\n');
     }
@@ -109,14 +111,33 @@ impl Book<'_> {
         format!("ssh root@{} {}", self.address(node), word(command))
     }
 
-    fn servers(&self) -> Vec<&NodeName> {
-        let nodes = &self.plan.decision.preconditions.nodes;
-        nodes.iter().filter(|(_, n)| n.role == Role::Server).map(|(name, _)| name).collect()
+    /// A command for each of these nodes; in it, `$host` is the node's address.
+    fn each(&self, nodes: &[&NodeName], command: &str) -> String {
+        match nodes {
+            [] => String::new(),
+            [node] => command.replace("$host", &self.address(node)),
+            _ => {
+                let hosts: Vec<String> = nodes.iter().map(|n| self.address(n)).collect();
+                format!("for host in {}; do\n  {}\ndone", hosts.join(" "), command.replace('\n', "\n  "))
+            }
+        }
     }
 
-    fn agents(&self) -> Vec<&NodeName> {
-        let nodes = &self.plan.decision.preconditions.nodes;
-        nodes.iter().filter(|(_, n)| n.role == Role::Agent).map(|(name, _)| name).collect()
+    fn ssh_each(&self, nodes: &[&NodeName], command: &str) -> String {
+        self.each(nodes, &format!("ssh root@$host {}", word(command)))
+    }
+
+    fn of(&self, role: Role) -> Vec<&'a NodeName> {
+        let plan: &'a Plan = self.plan;
+        plan.decision.preconditions.nodes.iter().filter(|(_, n)| n.role == role).map(|(name, _)| name).collect()
+    }
+
+    fn servers(&self) -> Vec<&'a NodeName> {
+        self.of(Role::Server)
+    }
+
+    fn agents(&self) -> Vec<&'a NodeName> {
+        self.of(Role::Agent)
     }
 
     fn etcd(&self) -> bool {
@@ -170,7 +191,8 @@ impl Book<'_> {
         if let Purpose::Rollback { .. } = &decision.purpose {
             self.say("Nothing is lost: the binaries go back, the datastore stays as it is.");
         }
-        let mut table = "| | node | role | address | version | pods | undo |\n|---|---|---|---|---|---|---|\n".to_owned();
+        let mut table =
+            "| | node | role | address | version | pods | undo |\n|---|---|---|---|---|---|---|\n".to_owned();
         for (i, hop) in decision.hops.iter().enumerate() {
             for (j, step) in hop.steps.iter().enumerate() {
                 let no_return = if hop.point_of_no_return == Some(j) { "**⚠ point of no return** " } else { "" };
@@ -193,11 +215,19 @@ impl Book<'_> {
             }
         }
         self.say(table.trim_end());
-        let reasons: BTreeSet<&String> =
-            decision.hops.iter().flat_map(|h| &h.steps).filter(|s| s.undo != UndoClass::Binary).flat_map(|s| s.because.last()).collect();
+        let reasons: BTreeSet<&String> = decision
+            .hops
+            .iter()
+            .flat_map(|h| &h.steps)
+            .filter(|s| s.undo != UndoClass::Binary)
+            .flat_map(|s| s.because.last())
+            .collect();
         if !reasons.is_empty() && matches!(decision.purpose, Purpose::Update) {
             let list: Vec<String> = reasons.into_iter().map(|r| format!("- {}", inline(r))).collect();
-            self.say(&format!("Past the point of no return only the backup brings the old version back:\n\n{}", list.join("\n")));
+            self.say(&format!(
+                "Past the point of no return only the backup brings the old version back:\n\n{}",
+                list.join("\n")
+            ));
         }
         if !decision.excluded.is_empty() {
             self.say(&format!("Left out on purpose: {}.", inline(&names(&decision.excluded))));
@@ -262,8 +292,7 @@ impl Book<'_> {
                 &format!("`{{\"health\":\"true\",\"reason\":\"\"}}` from each of {}", count(servers.len(), "server")),
             );
         }
-        let sums: Vec<String> =
-            held.nodes.keys().map(|node| self.ssh(node, &format!("sha256sum {BIN}/k3s"))).collect();
+        let sums: Vec<String> = held.nodes.keys().map(|node| self.ssh(node, &format!("sha256sum {BIN}/k3s"))).collect();
         let expected: BTreeSet<String> = held.nodes.values().map(|n| format!("`{}`", n.binary)).collect();
         self.step(
             next(),
@@ -339,10 +368,7 @@ impl Book<'_> {
                 );
             }
         }
-        self.say(&format!(
-            "Nothing that runs was touched so far. Way back: `rm {}` on the nodes.",
-            staged(&hop.to)
-        ));
+        self.say(&format!("Nothing that runs was touched so far. Way back: `rm {}` on the nodes.", staged(&hop.to)));
     }
 
     fn backup(&mut self, i: usize, hop: &Hop) {
@@ -388,7 +414,10 @@ impl Book<'_> {
                 };
                 self.step(
                     next(),
-                    &format!("Copy the database on {} through SQLite itself. Never copy the file of a running one.", inline(server.as_str())),
+                    &format!(
+                        "Copy the database on {} through SQLite itself. Never copy the file of a running one.",
+                        inline(server.as_str())
+                    ),
                     &[self.ssh(server, &command)],
                     "no output",
                 );
@@ -414,7 +443,10 @@ impl Book<'_> {
                 );
                 self.step(
                     next(),
-                    &format!("Stop K3s on {} for a copy; neither sqlite3 nor python3 is there. The API is away meanwhile.", inline(server.as_str())),
+                    &format!(
+                        "Stop K3s on {} for a copy; neither sqlite3 nor python3 is there. The API is away meanwhile.",
+                        inline(server.as_str())
+                    ),
                     &[self.ssh(server, &command)],
                     "`state.db`, and perhaps `state.db-wal`",
                 );
@@ -428,8 +460,8 @@ impl Book<'_> {
                     &[format!("{} > {name}.dump && ls -l {name}.dump", inline(command))],
                     "a size as you know it",
                 );
-                if let Some(server) = self.servers().first().copied().cloned() {
-                    self.secrets(next(), &server, &name);
+                if let Some(server) = self.servers().first() {
+                    self.secrets(next(), server, &name);
                 }
             }
         }
@@ -530,7 +562,9 @@ impl Book<'_> {
         if cold {
             let folder = format!("/root/{}-cold", self.backup_name(i));
             commands.push(format!("systemctl stop {unit}"));
-            commands.push(format!("mkdir -p {folder} && cp -p {DATA}/server/db/state.db* {folder}/    # second, cold copy"));
+            commands.push(format!(
+                "mkdir -p {folder} && cp -p {DATA}/server/db/state.db* {folder}/    # second, cold copy"
+            ));
         }
         commands.push(format!("mv -f {staged} {BIN}/k3s && sync -f {BIN}    # a rename: never half a file"));
         commands.push(format!("command -v restorecon > /dev/null && restorecon {BIN}/k3s    # where SELinux is on"));
@@ -556,14 +590,22 @@ impl Book<'_> {
             Role::Agent => self.plan.seen.expected.per_agent,
         };
         let mut commands = vec![
-            format!("kubectl get node {} --watch    # Ready, with VERSION {}; Ctrl-C then", word(step.node.as_str()), step.to),
+            format!(
+                "kubectl get node {} --watch    # Ready, with VERSION {}; Ctrl-C then",
+                word(step.node.as_str()),
+                step.to
+            ),
             self.ssh(&step.node, &format!("systemctl show -p ActiveState -p NRestarts {unit}")),
         ];
         if step.role == Role::Server {
-            commands.push(format!("kubectl --server https://{}:6443 get --raw /readyz; echo", self.address(&step.node)));
+            commands
+                .push(format!("kubectl --server https://{}:6443 get --raw /readyz; echo", self.address(&step.node)));
             if self.etcd() {
                 commands.push(self.ssh(&step.node, "curl -s http://127.0.0.1:2381/health; echo"));
-                commands.push(self.ssh(&step.node, "curl -s http://127.0.0.1:2381/metrics | grep -E '^etcd_server_(is_learner|has_leader)'"));
+                commands.push(self.ssh(
+                    &step.node,
+                    "curl -s http://127.0.0.1:2381/metrics | grep -E '^etcd_server_(is_learner|has_leader)'",
+                ));
             }
         }
         let etcd = if step.role == Role::Server && self.etcd() {
@@ -609,10 +651,14 @@ impl Book<'_> {
             return self.say(&format!("**Way back (undo class {}).** {how}", step.undo));
         }
         let lines = [
-            self.ssh(&step.node, &format!("journalctl -u {unit} -n 100 --no-pager")) + "    # why, while it is still there",
+            self.ssh(&step.node, &format!("journalctl -u {unit} -n 100 --no-pager"))
+                + "    # why, while it is still there",
             format!("ssh root@{}", self.address(&step.node)),
             format!("echo '{}  {BIN}/k3s-{}' | sha256sum -c", step.previous, step.from),
-            format!("cp -p {BIN}/k3s-{} {BIN}/.k3s-back && mv -f {BIN}/.k3s-back {BIN}/k3s && sync -f {BIN}", step.from),
+            format!(
+                "cp -p {BIN}/k3s-{} {BIN}/.k3s-back && mv -f {BIN}/.k3s-back {BIN}/k3s && sync -f {BIN}",
+                step.from
+            ),
             format!("systemctl restart --no-block {unit}"),
             "exit".to_owned(),
         ];
@@ -654,7 +700,7 @@ impl Book<'_> {
 
     /// What is left when a node cannot go back by its binary.
     fn last_resort(&mut self) {
-        let decision = &self.plan.decision;
+        let decision: &'a Decision = &self.plan.decision;
         let Some(hop) = decision.hops.first() else { return };
         if !matches!(decision.purpose, Purpose::Update) {
             return;
@@ -666,16 +712,12 @@ impl Book<'_> {
         );
         let name = self.backup_name(0);
         let (first, file) = match &hop.backup {
-            BackupMethod::EtcdSnapshot { server } => {
-                (Some(server), format!("{DATA}/server/db/snapshots/{name}-*"))
-            }
+            BackupMethod::EtcdSnapshot { server } => (Some(server), format!("{DATA}/server/db/snapshots/{name}-*")),
             BackupMethod::SqliteOnline { server, .. } => (Some(server), format!("/root/{name}-cold")),
             BackupMethod::SqliteStopped { server } => (Some(server), format!("/root/{name}-cold")),
             BackupMethod::Command { .. } => (None, format!("{name}.dump")),
         };
-        let versions: BTreeMap<&NodeName, &Version> =
-            decision.preconditions.nodes.iter().map(|(name, n)| (name, &n.version)).collect();
-        self.restore(&hop.backup, first, &file, &versions, "");
+        self.restore(&hop.backup, first, &file, "");
     }
 
     fn restore_of(&mut self, backup: &BackupRef) {
@@ -708,28 +750,11 @@ impl Book<'_> {
             }
             (None, _) => file,
         };
-        let target = &self.plan.decision.target;
-        let versions: BTreeMap<&NodeName, &Version> = self
-            .plan
-            .decision
-            .preconditions
-            .nodes
-            .iter()
-            .map(|(name, n)| (name, &n.version))
-            .collect();
-        let _ = target;
-        self.restore(&backup.method, first, &file, &versions, KEPT);
+        self.restore(&backup.method, first, &file, KEPT);
     }
 
     /// `kept`: the folder with the binaries that were replaced; empty where this runbook kept them.
-    fn restore(
-        &mut self,
-        method: &BackupMethod,
-        first: Option<&NodeName>,
-        file: &str,
-        versions: &BTreeMap<&NodeName, &Version>,
-        kept: &str,
-    ) {
+    fn restore(&mut self, method: &BackupMethod, first: Option<&NodeName>, file: &str, kept: &str) {
         let plan = self.plan;
         let mut n = 0;
         let mut next = || {
@@ -755,25 +780,45 @@ impl Book<'_> {
 
         self.title(3, "Put the backup's version on every node");
         let mut places = Vec::new();
-        for (node, version) in versions {
-            let digest = plan.decision.preconditions.nodes.get(*node).map(|p| p.binary);
-            let source = match digest {
-                Some(digest) if !kept.is_empty() => format!("{kept}/k3s-{version}-{}", digest.short(12)),
-                _ => format!("{BIN}/k3s-{version}"),
+        for (node, was) in &plan.decision.preconditions.nodes {
+            let (version, digest) = (&was.version, was.binary);
+            let source = if kept.is_empty() {
+                format!("{BIN}/k3s-{version}")
+            } else {
+                format!("{kept}/k3s-{version}-{}", digest.short(12))
             };
-            let sum = digest.map(|d| format!(" && echo '{d}  {BIN}/k3s' | sha256sum -c")).unwrap_or_default();
-            places.push(self.ssh(node, &format!("[ ! -f {source} ] || {{ cp -p {source} {BIN}/.k3s-back && mv -f {BIN}/.k3s-back {BIN}/k3s; }}; sync{sum}")));
+            let command = format!(
+                "[ ! -f {source} ] || {{ cp -p {source} {BIN}/.k3s-back && mv -f {BIN}/.k3s-back {BIN}/k3s; }}; sync; \
+                 echo '{digest}  {BIN}/k3s' | sha256sum -c"
+            );
+            places.push(self.ssh(node, &command));
         }
-        self.step(next(), "From the binaries that were kept; a node that was never updated has it.", &places, "`OK` for each");
+        self.step(
+            next(),
+            "From the binaries that were kept; a node that was never updated has it.",
+            &places,
+            "`OK` for each",
+        );
 
         self.title(3, "Restore");
         self.say("> **⚠ Point of no return.** From here on the data is that of the backup.");
         match (method, first) {
             (BackupMethod::EtcdSnapshot { .. }, Some(first)) => self.restore_etcd(&mut next, first, file),
             (BackupMethod::Command { .. }, _) | (_, None) => {
-                self.step(next(), "Run your restore command with the dump; all servers stay stopped until it is done.", &[], "its success, as you know it");
-                let start: Vec<String> = self.servers().into_iter().map(|s| self.ssh(s, "systemctl enable --now k3s")).collect();
-                self.step(next(), "Start the servers one at a time, each Ready before the next.", &start, "the node Ready, its `/readyz` says `ok`");
+                self.step(
+                    next(),
+                    "Run your restore command with the dump; all servers stay stopped until it is done.",
+                    &[],
+                    "its success, as you know it",
+                );
+                let start: Vec<String> =
+                    self.servers().into_iter().map(|s| self.ssh(s, "systemctl enable --now k3s")).collect();
+                self.step(
+                    next(),
+                    "Start the servers one at a time, each Ready before the next.",
+                    &start,
+                    "the node Ready, its `/readyz` says `ok`",
+                );
             }
             (_, Some(first)) => {
                 let db = format!("{DATA}/server/db");
@@ -781,14 +826,22 @@ impl Book<'_> {
                 let commands = [
                     format!("ssh root@{}", self.address(first)),
                     format!("mkdir -p {db}/aside && mv {db}/state.db* {db}/aside/    # no stale -wal or -shm may stay"),
-                    format!("if [ -d {file} ]; then cp -p {file}/state.db {file}/state.db-wal {db}/; else cp {file} {db}/state.db; fi; sync"),
+                    format!(
+                        "if [ -d {file} ]; then cp -p {file}/state.db {file}/state.db-wal {db}/; else cp {file} {db}/state.db; fi; sync"
+                    ),
                     "systemctl enable --now k3s".to_owned(),
                     "exit".to_owned(),
                 ];
-                self.step(next(), &format!("Put the database back on {} and start it.", inline(first.as_str())), &commands, "the node Ready, `kubectl get --raw /readyz` says `ok`");
+                self.step(
+                    next(),
+                    &format!("Put the database back on {} and start it.", inline(first.as_str())),
+                    &commands,
+                    "the node Ready, `kubectl get --raw /readyz` says `ok`",
+                );
             }
         }
-        let agents: Vec<String> = self.agents().into_iter().map(|a| self.ssh(a, "systemctl enable --now k3s-agent")).collect();
+        let agents: Vec<String> =
+            self.agents().into_iter().map(|a| self.ssh(a, "systemctl enable --now k3s-agent")).collect();
         self.title(3, "Bring the rest back");
         if !agents.is_empty() {
             self.step(next(), "Start the agents.", &agents, "every node Ready");
@@ -819,7 +872,10 @@ impl Book<'_> {
         let commands = [
             format!("ssh root@{}", self.address(first)),
             "systemctl show -p ExecStart --value k3s    # the arguments to repeat below, after `k3s server`".to_owned(),
-            format!("k3s server ARGUMENTS --cluster-reset --cluster-reset-restore-path={}", if file.contains('*') { format!("\"$(ls {file})\"") } else { word(file) }),
+            format!(
+                "k3s server ARGUMENTS --cluster-reset --cluster-reset-restore-path={}",
+                if file.contains('*') { format!("\"$(ls {file})\"") } else { word(file) }
+            ),
             "systemctl enable --now k3s".to_owned(),
             "exit".to_owned(),
         ];
@@ -829,11 +885,10 @@ impl Book<'_> {
             &commands,
             "`Managed etcd cluster membership has been reset`, and after the start the node Ready, `\"health\":\"true\"`",
         );
-        let others: Vec<NodeName> = self.servers().into_iter().filter(|s| *s != first).cloned().collect();
-        for server in others {
+        for server in self.servers().into_iter().filter(|s| *s != first) {
             let commands = [
-                self.ssh(&server, &format!("mv {db}/etcd {db}/etcd-before-restore && systemctl enable --now k3s")),
-                self.ssh(&server, "curl -s http://127.0.0.1:2381/health; curl -s http://127.0.0.1:2381/metrics | grep ^etcd_server_is_learner"),
+                self.ssh(server, &format!("mv {db}/etcd {db}/etcd-before-restore && systemctl enable --now k3s")),
+                self.ssh(server, "curl -s http://127.0.0.1:2381/health; curl -s http://127.0.0.1:2381/metrics | grep ^etcd_server_is_learner"),
             ];
             self.step(
                 next(),

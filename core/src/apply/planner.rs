@@ -72,9 +72,9 @@ pub enum NoPlan {
 pub fn plan(question: &Question<'_>, ladder: &[Version], scope: &Scope, kadence: &str) -> Result<Plan, NoPlan> {
     let Question { inventory, catalog, cluster, knowledge, now } = *question;
     let target = ladder.last().ok_or(NoPlan::NoTarget)?.clone();
-    let world = World::read(inventory)?;
+    let world = World::read(inventory, &scope.exclude)?;
     for name in &scope.exclude {
-        match world.nodes.get(name).map(|n| n.role) {
+        match inventory.node(name).map(|n| n.role) {
             None => return Err(NoPlan::NoSuchNode(name.clone())),
             Some(Role::Server) => return Err(NoPlan::ServerExcluded(name.clone())),
             Some(Role::Agent) => {}
@@ -159,7 +159,7 @@ pub fn plan(question: &Question<'_>, ladder: &[Version], scope: &Scope, kadence:
 /// # Errors
 /// A fact that belongs to it is unknown.
 pub fn preconditions(inventory: &Inventory, cluster: &Cluster) -> Result<Preconditions, NoPlan> {
-    Ok(World::read(inventory)?.preconditions(cluster))
+    Ok(World::read(inventory, &BTreeSet::new())?.preconditions(cluster))
 }
 
 /// How this cluster's datastore is backed up.
@@ -167,7 +167,7 @@ pub fn preconditions(inventory: &Inventory, cluster: &Cluster) -> Result<Precond
 /// # Errors
 /// It is unknown, or external and no command is configured.
 pub fn backup(inventory: &Inventory, cluster: &Cluster) -> Result<BackupMethod, NoPlan> {
-    World::read(inventory)?.backup(cluster)
+    World::read(inventory, &BTreeSet::new())?.backup(cluster)
 }
 
 /// Where each node is reached.
@@ -198,7 +198,8 @@ struct Seat {
 }
 
 impl World {
-    fn read(inventory: &Inventory) -> Result<Self, NoPlan> {
+    /// `but` are agents that are left out: one that cannot be reached is left out for just that reason.
+    fn read(inventory: &Inventory, but: &BTreeSet<NodeName>) -> Result<Self, NoPlan> {
         if let Some(contradiction) = inventory.contradictions.first() {
             return Err(NoPlan::Contradiction(contradiction.clone()));
         }
@@ -211,7 +212,16 @@ impl World {
                 (DatastoreKind::EmbeddedEtcd, members.iter().map(|m| m.id.clone()).collect())
             }
         };
-        let nodes = inventory.nodes.iter().map(|n| Ok((n.name.clone(), seat(n)?))).collect::<Result<_, NoPlan>>()?;
+        let mut nodes = BTreeMap::new();
+        for node in &inventory.nodes {
+            match seat(node) {
+                Ok(seat) => {
+                    nodes.insert(node.name.clone(), seat);
+                }
+                Err(_) if node.role == Role::Agent && but.contains(&node.name) => {}
+                Err(unknown) => return Err(unknown),
+            }
+        }
         let leader = inventory.servers().find(|n| n.etcd_local().is_some_and(|e| e.leader)).map(|n| n.name.clone());
         Ok(Self { uid, datastore, members, leader, nodes })
     }

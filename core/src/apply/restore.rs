@@ -6,13 +6,17 @@
 
 use crate::apply::action::{Action, Swap};
 use crate::apply::plan::{BackupMethod, Drain, Plan, Purpose, Step};
+use crate::ident::NodeName;
 use crate::inventory::Role;
 
 /// The actions in groups: a group begins when the one before is done, the actions of one may run together. Empty if
 /// the plan is no restore.
-pub fn sequence(plan: &Plan) -> Vec<Vec<Action>> {
+///
+/// Nodes in `off` were declared powered off by a person: nothing is asked of them, and they are not brought back.
+pub fn sequence(plan: &Plan, off: &[NodeName]) -> Vec<Vec<Action>> {
     let Purpose::Restore { backup, .. } = &plan.decision.purpose else { return Vec::new() };
-    let steps: Vec<&Step> = plan.decision.hops.iter().flat_map(|h| &h.steps).collect();
+    let steps: Vec<&Step> =
+        plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| !off.contains(&s.node)).collect();
     let of = |role: Role| steps.iter().copied().filter(move |s| s.role == role);
     let first = match &backup.method {
         BackupMethod::EtcdSnapshot { server }

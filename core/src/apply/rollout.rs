@@ -218,7 +218,7 @@ impl Rollout {
         };
         rollout.begin_hop(0);
         if let Purpose::Restore { .. } = rollout.plan.decision.purpose {
-            rollout.restore = crate::apply::restore::sequence(&rollout.plan)
+            rollout.restore = crate::apply::restore::sequence(&rollout.plan, &rollout.consent.powered_off)
                 .into_iter()
                 .map(|group| group.into_iter().map(|action| (action, false)).collect())
                 .collect();
@@ -500,7 +500,9 @@ impl Rollout {
             self.stop_for(No {
                 cause: HoldCause::BudgetBlocks,
                 what: format!("{node} could not be drained: {what}"),
-                next: "make room (scale up, widen the budget), or set `drain: never`; then resume".to_owned(),
+                next:
+                    "make room (scale up, widen the budget), then resume; or abort, set `drain: never` and plan again"
+                        .to_owned(),
             });
         }
         if self.phase != Phase::Rolling {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use crate::apply::plan::{
-    BackupMethod, BackupRef, Decision, DeclaredOutage, Drain, Hop, Manner, Plan, Purpose, Seen, Step, UndoClass,
+    BackupMethod, BackupRef, Decision, DeclaredOutage, Drain, Hop, Manner, Plan, Preconditions, Purpose, Seen, Step,
+    UndoClass,
 };
 use crate::apply::planner::{self, NoPlan};
 use crate::apply::rollout::Rollout;
@@ -182,7 +183,8 @@ fn restore(
             purpose: Purpose::Restore { of: rollout.id.clone(), backup: backup.clone() },
             target: backup.version,
             hops: vec![hop],
-            preconditions: before.clone(),
+            // Planned now, by what the configuration says now; all else is as it was before the rollout.
+            preconditions: Preconditions { policy: cluster.policy_digest(), ..before.clone() },
             manner: manner(cluster),
             outage: Some(DeclaredOutage::Restore),
             excluded: BTreeSet::new(),

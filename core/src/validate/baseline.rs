@@ -20,6 +20,8 @@ pub struct Baseline {
     pub troubled: Fact<BTreeMap<String, Vec<String>>>,
     pub packaged: Fact<Vec<Packaged>>,
     pub helm_releases: Fact<Vec<HelmRelease>>,
+    /// APIServices that were not served.
+    pub broken_api_services: Fact<Vec<String>>,
     pub nodes: BTreeMap<NodeName, NodeBaseline>,
     /// Results of the user's probes: name to passed.
     pub probes: BTreeMap<String, bool>,
@@ -60,6 +62,7 @@ impl Baseline {
             }),
             packaged: inventory.surroundings.packaged.clone(),
             helm_releases: inventory.surroundings.helm_releases.clone(),
+            broken_api_services: inventory.surroundings.broken_api_services.clone(),
             nodes: inventory
                 .nodes
                 .iter()
@@ -144,6 +147,20 @@ pub fn regressions(before: &Baseline, now: &Baseline) -> Result<Vec<Regression>,
                     now: is.status.clone(),
                 });
             }
+        }
+    }
+    if let Some((before, now)) =
+        both("API services", &before.broken_api_services, &now.broken_api_services, &mut unknown)
+    {
+        // The message behind the name changes while the backend starts; the name is what was well or not.
+        let name = |text: &str| text.split([':', ' ']).next().unwrap_or_default().to_owned();
+        let known: Vec<String> = before.iter().map(|s| name(s)).collect();
+        for service in now.iter().filter(|s| !known.contains(&name(s))) {
+            worse.push(Regression {
+                about: format!("API service {}", name(service)),
+                before: "served".to_owned(),
+                now: format!("not served: {service}"),
+            });
         }
     }
     for (name, was) in &before.nodes {

@@ -263,6 +263,7 @@ fn baseline() -> Baseline {
             revision: 3,
             status: "deployed".to_owned(),
         }]),
+        broken_api_services: Fact::Known(vec!["v1beta1.metrics.k8s.io: no endpoints".to_owned()]),
         nodes: BTreeMap::from([
             ("s1".into(), node(Cordon::None)),
             ("s2".into(), node(Cordon::Ours { mark })),
@@ -282,6 +283,7 @@ fn blind_baseline() -> Baseline {
         troubled: Fact::unknown(why),
         packaged: Fact::unknown(why),
         helm_releases: Fact::unknown(why),
+        broken_api_services: Fact::unknown(why),
         nodes: BTreeMap::new(),
         probes: BTreeMap::new(),
     }
