@@ -60,7 +60,8 @@ impl Request {
             method: method.to_owned(),
             path: path.to_owned(),
             query: parse_query(query),
-            content_type: if method == "PATCH" { "application/merge-patch+json" } else { "application/json" }.to_owned(),
+            content_type: if method == "PATCH" { "application/merge-patch+json" } else { "application/json" }
+                .to_owned(),
             certified: true,
             body: body.map(Value::to_string).unwrap_or_default(),
             ..Self::default()
@@ -129,7 +130,7 @@ pub(crate) fn answer(store: &mut Store, request: &Request, about: &About<'_>) ->
 fn perform(store: &mut Store, request: &Request, about: &About<'_>) -> Answer {
     let result = match (route(&request.path), request.method.as_str()) {
         (Route::Discovery(found), "GET") => Ok(Answer::json(200, found)),
-        (Route::Collection { kind, namespace }, "GET") => Ok(list(store, request, kind, namespace)),
+        (Route::Collection { kind, namespace }, "GET") => Ok(list(store, request, kind, namespace, about.now)),
         (Route::Collection { kind, namespace }, "POST") => create(store, request, kind, namespace, about.now),
         (Route::Collection { kind, namespace }, "DELETE") => Ok(delete_all(store, request, kind, namespace, about.now)),
         (Route::Object { kind: _, namespace, name, sub: Some("eviction") }, "POST") => {
@@ -138,14 +139,16 @@ fn perform(store: &mut Store, request: &Request, about: &About<'_>) -> Answer {
         (Route::Object { kind, namespace, name, sub: None | Some("status") }, method) => {
             let key = kind.key(namespace, name);
             match method {
-                "GET" => get(store, kind, name, &key).map(|object| render(request, kind, object)),
+                "GET" => get(store, kind, name, &key).map(|object| render(request, kind, object, about.now)),
                 "PUT" => update(store, request, kind, name, &key, about.now),
                 "PATCH" => patched(store, request, kind, name, &key, about.now),
                 "DELETE" => delete(store, request, kind, name, &key, about.now),
                 other => Err(Answer::refusal(405, "MethodNotAllowed", format!("{other} is not allowed here"))),
             }
         }
-        (Route::Nothing, _) => Err(Answer::refusal(404, "NotFound", "the server could not find the requested resource")),
+        (Route::Nothing, _) => {
+            Err(Answer::refusal(404, "NotFound", "the server could not find the requested resource"))
+        }
         (_, method) => Err(Answer::refusal(405, "MethodNotAllowed", format!("{method} is not allowed here"))),
     };
     result.unwrap_or_else(|refusal| refusal)
@@ -171,7 +174,10 @@ pub(crate) fn arch() -> &'static str {
 fn metrics(store: &Store) -> String {
     let bytes: usize = store.with_prefix("/registry/").map(|(key, object)| key.len() + object.to_string().len()).sum();
     // Every database has some pages of its own.
-    format!("# TYPE apiserver_storage_size_bytes gauge\napiserver_storage_size_bytes{{storage_cluster_id=\"etcd-0\"}} {}\n", bytes + 131_072)
+    format!(
+        "# TYPE apiserver_storage_size_bytes gauge\napiserver_storage_size_bytes{{storage_cluster_id=\"etcd-0\"}} {}\n",
+        bytes + 131_072
+    )
 }
 
 fn not_found(kind: &Kind, name: &str) -> Answer {
@@ -194,10 +200,10 @@ fn typed(kind: &Kind, mut object: Value) -> Value {
 }
 
 /// An object as the client wants it: whole, its metadata alone, or as a row of a table.
-fn render(request: &Request, kind: &Kind, object: Value) -> Answer {
+fn render(request: &Request, kind: &Kind, object: Value, now: Timestamp) -> Answer {
     let accept = &request.accept;
     if accept.contains("as=Table") {
-        return Answer::json(200, table(kind, &[object], None));
+        return Answer::json(200, table(kind, &[object], None, now));
     }
     if accept.contains("as=PartialObjectMetadata") {
         return Answer::json(200, partial(&object));
@@ -209,7 +215,7 @@ fn partial(object: &Value) -> Value {
     json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": object["metadata"] })
 }
 
-fn list(store: &Store, request: &Request, kind: &Kind, namespace: Option<&str>) -> Answer {
+fn list(store: &Store, request: &Request, kind: &Kind, namespace: Option<&str>, now: Timestamp) -> Answer {
     let (labels, fields) = (request.parameter("labelSelector"), request.parameter("fieldSelector"));
     let found: Vec<Value> = store
         .with_prefix(&kind.prefix(namespace))
@@ -218,7 +224,7 @@ fn list(store: &Store, request: &Request, kind: &Kind, namespace: Option<&str>) 
         .collect();
     let meta = json!({ "resourceVersion": store.revision.to_string() });
     if request.accept.contains("as=Table") {
-        return Answer::json(200, table(kind, &found, Some(meta)));
+        return Answer::json(200, table(kind, &found, Some(meta), now));
     }
     if request.accept.contains("as=PartialObjectMetadataList") {
         let items: Vec<Value> = found.iter().map(partial).collect();
@@ -275,7 +281,7 @@ fn create(
         meta.remove("resourceVersion");
     }
     let stored = store.put(&key, untyped(object), now);
-    let mut answer = render(request, kind, (*stored).clone());
+    let mut answer = render(request, kind, (*stored).clone(), now);
     answer.code = 201;
     Ok(answer)
 }
@@ -371,7 +377,7 @@ fn write(
         meta.remove("namespace");
     }
     let stored = store.put(key, untyped(object), now);
-    Ok(render(request, kind, (*stored).clone()))
+    Ok(render(request, kind, (*stored).clone(), now))
 }
 
 fn delete(
@@ -393,13 +399,7 @@ fn delete(
     ))
 }
 
-fn delete_all(
-    store: &mut Store,
-    request: &Request,
-    kind: &Kind,
-    namespace: Option<&str>,
-    now: Timestamp,
-) -> Answer {
+fn delete_all(store: &mut Store, request: &Request, kind: &Kind, namespace: Option<&str>, now: Timestamp) -> Answer {
     let (labels, fields) = (request.parameter("labelSelector"), request.parameter("fieldSelector"));
     let chosen: Vec<(String, Arc<Value>)> = store
         .with_prefix(&kind.prefix(namespace))
@@ -421,7 +421,8 @@ fn remove(store: &mut Store, kind: &Kind, key: &str, old: &Value, grace: Option<
     store.delete(key);
     let inside: Vec<String> = if kind.plural == "namespaces" {
         let place = format!("/{}/", old["metadata"]["name"].as_str().unwrap_or_default());
-        let in_it = |key: &&String| key.splitn(4, '/').nth(3).is_some_and(|rest| format!("/{rest}").starts_with(&place));
+        let in_it =
+            |key: &&String| key.splitn(4, '/').nth(3).is_some_and(|rest| format!("/{rest}").starts_with(&place));
         store.keys().filter(in_it).cloned().collect()
     } else {
         let owner = &old["metadata"]["uid"];
@@ -459,7 +460,12 @@ fn evict(
     let pod = get(store, kind, name, &key)?;
     let eviction = body(request)?;
     preconditions(kind, name, &pod, &eviction["deleteOptions"]["preconditions"])?;
-    let success = || Answer::json(201, json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }));
+    let success = || {
+        Answer::json(
+            201,
+            json!({ "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201 }),
+        )
+    };
     if !pod["metadata"]["deletionTimestamp"].is_null() {
         return Ok(success());
     }
@@ -504,11 +510,8 @@ pub(crate) fn blocked(budget: &Value) -> Answer {
         budget["status"]["desiredHealthy"],
         budget["status"]["currentHealthy"],
     );
-    let mut answer = Answer::refusal(
-        429,
-        "TooManyRequests",
-        "Cannot evict pod as it would violate the pod's disruption budget.",
-    );
+    let mut answer =
+        Answer::refusal(429, "TooManyRequests", "Cannot evict pod as it would violate the pod's disruption budget.");
     if let Body::Json(status) = &mut answer.body {
         status["details"] = json!({ "causes": [{ "reason": "DisruptionBudget", "message": why }] });
     }
@@ -516,11 +519,20 @@ pub(crate) fn blocked(budget: &Value) -> Answer {
 }
 
 /// What `kubectl get` prints: the columns of nodes, and name and age for all else.
-pub(crate) fn table(kind: &Kind, objects: &[Value], meta: Option<Value>) -> Value {
+pub(crate) fn table(kind: &Kind, objects: &[Value], meta: Option<Value>, now: Timestamp) -> Value {
     let nodes = kind.plural == "nodes";
     let columns: &[(&str, u8)] = match nodes {
-        true => &[("Name", 0), ("Status", 0), ("Roles", 0), ("Age", 0), ("Version", 0), ("Internal-IP", 1), ("OS-Image", 1), ("Container-Runtime", 1)],
-        false => &[("Name", 0), ("Created", 0)],
+        true => &[
+            ("Name", 0),
+            ("Status", 0),
+            ("Roles", 0),
+            ("Age", 0),
+            ("Version", 0),
+            ("Internal-IP", 1),
+            ("OS-Image", 1),
+            ("Container-Runtime", 1),
+        ],
+        false => &[("Name", 0), ("Age", 0)],
     };
     let definitions: Vec<Value> = columns
         .iter()
@@ -532,7 +544,11 @@ pub(crate) fn table(kind: &Kind, objects: &[Value], meta: Option<Value>) -> Valu
     let rows: Vec<Value> = objects
         .iter()
         .map(|object| {
-            let cells = if nodes { node_cells(object) } else { vec![object["metadata"]["name"].clone(), object["metadata"]["creationTimestamp"].clone()] };
+            let cells = if nodes {
+                node_cells(object, now)
+            } else {
+                vec![object["metadata"]["name"].clone(), age(object, now)]
+            };
             json!({ "cells": cells, "object": partial(object) })
         })
         .collect();
@@ -542,7 +558,7 @@ pub(crate) fn table(kind: &Kind, objects: &[Value], meta: Option<Value>) -> Valu
     })
 }
 
-fn node_cells(node: &Value) -> Vec<Value> {
+fn node_cells(node: &Value, now: Timestamp) -> Vec<Value> {
     let ready = node["status"]["conditions"].as_array().into_iter().flatten().find(|c| c["type"] == "Ready");
     let mut status = match ready.and_then(|c| c["status"].as_str()) {
         Some("True") => "Ready",
@@ -554,7 +570,8 @@ fn node_cells(node: &Value) -> Vec<Value> {
         status.push_str(",SchedulingDisabled");
     }
     let labels = node["metadata"]["labels"].as_object();
-    let roles: Vec<&str> = labels.into_iter().flatten().filter_map(|(k, _)| k.strip_prefix("node-role.kubernetes.io/")).collect();
+    let roles: Vec<&str> =
+        labels.into_iter().flatten().filter_map(|(k, _)| k.strip_prefix("node-role.kubernetes.io/")).collect();
     let roles = if roles.is_empty() { "<none>".to_owned() } else { roles.join(",") };
     let info = &node["status"]["nodeInfo"];
     let address = node["status"]["addresses"].as_array().into_iter().flatten().find(|a| a["type"] == "InternalIP");
@@ -562,12 +579,24 @@ fn node_cells(node: &Value) -> Vec<Value> {
         node["metadata"]["name"].clone(),
         json!(status),
         json!(roles),
-        node["metadata"]["creationTimestamp"].clone(),
+        age(node, now),
         info["kubeletVersion"].clone(),
         address.map(|a| a["address"].clone()).unwrap_or_default(),
         info["osImage"].clone(),
         info["containerRuntimeVersion"].clone(),
     ]
+}
+
+/// In the largest unit that fits, as `kubectl` shows it.
+fn age(object: &Value, now: Timestamp) -> Value {
+    let made = object["metadata"]["creationTimestamp"].as_str().and_then(|t| t.parse::<Timestamp>().ok());
+    let Some(seconds) = made.map(|made| now.duration_since(made).as_secs().max(0)) else { return json!("<unknown>") };
+    json!(match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    })
 }
 
 fn parse_query(query: &str) -> BTreeMap<String, String> {
@@ -660,14 +689,19 @@ mod tests {
             ask(store, "POST", &format!("{pods}/web/eviction"), body)
         };
         let budgets = "/apis/policy/v1/namespaces/shop/poddisruptionbudgets";
-        let budget = |name: &str| json!({
-            "metadata": { "name": name }, "spec": { "selector": { "matchLabels": { "app": "web" } } },
-            "status": { "disruptionsAllowed": 0, "desiredHealthy": 1, "currentHealthy": 1 },
-        });
+        let budget = |name: &str| {
+            json!({
+                "metadata": { "name": name }, "spec": { "selector": { "matchLabels": { "app": "web" } } },
+                "status": { "disruptionsAllowed": 0, "desiredHealthy": 1, "currentHealthy": 1 },
+            })
+        };
         ask(&mut store, "POST", budgets, budget("one"));
         assert_eq!(evict(&mut store, json!("another")).code, 409);
         let refused = evict(&mut store, Value::Null);
-        assert_eq!((refused.code, &json_of(&refused)["details"]["causes"][0]["reason"]), (429, &json!("DisruptionBudget")));
+        assert_eq!(
+            (refused.code, &json_of(&refused)["details"]["causes"][0]["reason"]),
+            (429, &json!("DisruptionBudget"))
+        );
         ask(&mut store, "POST", budgets, budget("two"));
         assert_eq!(evict(&mut store, Value::Null).code, 500);
         ask(&mut store, "DELETE", &format!("{budgets}/two"), Value::Null);
@@ -690,6 +724,9 @@ mod tests {
         request.accept = "application/json;as=Table;v=v1;g=meta.k8s.io,application/json".to_owned();
         let table = answer(&mut store, &request, &ABOUT);
         let cells = &json_of(&table)["rows"][0]["cells"];
-        assert_eq!((&cells[1], &cells[2], &cells[4]), (&json!("Ready,SchedulingDisabled"), &json!("control-plane"), &json!("v1.36.4+k3s1")));
+        assert_eq!(
+            (&cells[1], &cells[2], &cells[4]),
+            (&json!("Ready,SchedulingDisabled"), &json!("control-plane"), &json!("v1.36.4+k3s1"))
+        );
     }
 }

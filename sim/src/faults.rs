@@ -185,7 +185,7 @@ pub fn random_within(rng: &mut Rng, length: u64, topology: Topology, to: &Versio
     let when = moment(rng, length);
     let what = match rng.below(16) {
         0 => What::SourceAway,
-        1 => What::ForeignBinary { at: Target::InHand, version: to.clone() },
+        1 => What::ForeignArguments { at: Target::OtherServer },
         _ => trouble(rng, topology, to),
     };
     Fault { when, what }

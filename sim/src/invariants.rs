@@ -34,8 +34,8 @@ impl fmt::Display for Violation {
 const REACTS_WITHIN: Duration = Duration::from_secs(20);
 /// A look that was under way when a hold was asked for may still end in its step.
 const LOOK_UNDER_WAY: Duration = Duration::from_secs(3);
-/// From the last facts of a validation to the end that is said of them.
-const LAST_WORD: Duration = Duration::from_secs(3);
+/// From the last facts of a validation to the end that is said of them: tidying up waits for a node that is away.
+const LAST_WORD: Duration = Duration::from_secs(5);
 /// From the look before a node to its stop: what goes down by itself in between could not be seen. A drain takes
 /// longer, and is followed by another look.
 const BETWEEN_LOOK_AND_STOP: Duration = Duration::from_secs(3);

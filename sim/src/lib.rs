@@ -15,6 +15,7 @@ mod objects;
 mod release;
 mod rng;
 mod stage;
+pub mod standin;
 pub mod store;
 mod surroundings;
 pub mod vault;

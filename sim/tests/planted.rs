@@ -324,24 +324,21 @@ impl Store for Bent<dyn Store> {
 }
 
 /// So many stories find any of these.
-const WITHIN: u64 = 500;
+const WITHIN: u64 = 200;
 
 /// Tells stories until one breaks this invariant.
 fn finds(invariant: u8, what: &str, tell: impl Fn(&Case, &Path) -> Vec<kadence_sim::invariants::Violation>) {
     let folder = tempfile::tempdir().expect("a folder");
     let mut others = Vec::new();
-    for seed in 1..=WITHIN {
+    let found = (1..=WITHIN).any(|seed| {
         let case = Case::of_seed(seed);
         let violations = tell(&case, folder.path());
-        if violations.iter().any(|v| v.invariant == invariant) {
-            let without = case.tell(folder.path()).expect("a runtime").violations;
-            assert!(without.is_empty(), "story {seed} breaks without the defect: {without:?}");
-            println!("{what}: found in story {seed}");
-            return;
-        }
+        let broken = violations.iter().any(|v| v.invariant == invariant);
         others.extend(violations.iter().map(|v| format!("{seed}: {v}")));
-    }
-    panic!("{what}: not found in {WITHIN} stories; found instead: {others:#?}");
+        // Only a story that is whole without the defect shows that it is the defect that was found.
+        broken && case.tell(folder.path()).expect("a runtime").violations.is_empty()
+    });
+    assert!(found, "{what}: not found in {WITHIN} stories; found instead: {others:#?}");
 }
 
 fn finds_port(invariant: u8, defect: Defect) {
@@ -363,11 +360,6 @@ fn finds_plan(invariant: u8, what: &str, change: impl Fn(&mut Plan)) {
 #[test]
 fn invariant_1_an_order_that_reaches_two_servers() {
     finds_port(1, Defect::ReachesTwo);
-}
-
-#[test]
-fn invariant_1_everything_is_called_healthy() {
-    finds_port(1, Defect::SaysHealthy);
 }
 
 #[test]
@@ -416,6 +408,11 @@ fn invariant_5_a_cordon_that_stays() {
 #[test]
 fn invariant_6_a_request_that_is_forgotten() {
     finds_port(6, Defect::ForgetsRequests);
+}
+
+#[test]
+fn invariant_6_everything_is_called_healthy() {
+    finds_port(6, Defect::SaysHealthy);
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn answer(inventory: &Inventory, plan: Option<&Plan>, findings: &[Finding]) -> S
     match readiness(findings) {
         Readiness::Ready | Readiness::ReadyWithWarnings => format!("{cluster} is ready{target}{with}.{none}"),
         Readiness::NotReady => {
-            let too = if missing > 0 { format!(", and {} not known", missing) } else { String::new() };
+            let too = if missing > 0 { format!(", and {missing} not known") } else { String::new() };
             format!("{cluster} is not ready{target}: {} in the way{too}.{none}", stands(blocks))
         }
         Readiness::CannotDetermine => {

@@ -74,8 +74,11 @@ fn leader(inventory: &Inventory) -> Option<&Node> {
 }
 
 fn nodes(page: &mut Page, inventory: &Inventory) {
+    // Worth a column only where it tells nodes apart.
+    let mixed = inventory.nodes.windows(2).any(|pair| pair[0].arch != pair[1].arch);
+    let arch = if mixed { "arch" } else { "" };
     let mut rows: Vec<Vec<String>> =
-        vec![["", "node", "role", "version", "state", "etcd", "runtime", "arch", "address"].map(dim).to_vec()];
+        vec![["", "node", "role", "version", "state", "etcd", "runtime", arch, "address"].map(dim).to_vec()];
     rows.extend(inventory.nodes.iter().map(|node| {
         let mark = match (&node.ready, node.cordon()) {
             (Fact::Known(true), Cordon::None) => good("✔"),
@@ -91,7 +94,7 @@ fn nodes(page: &mut Page, inventory: &Inventory) {
             state(node),
             etcd(node),
             node.object.as_ref().map(|o| o.runtime.replace("://", " ")).unwrap_or_default(),
-            fact(&node.arch),
+            if mixed { fact(&node.arch) } else { String::new() },
             node.address.clone(),
         ]
     }));
@@ -294,7 +297,7 @@ fn host(page: &mut Page, node: &Node, now: Timestamp) {
         }
     };
     if let Some(object) = &node.object {
-        entry("system", format!("{}, kernel {}", object.os_image, object.kernel));
+        entry("system", format!("{}, kernel {}, {}", object.os_image, object.kernel, fact(&node.arch)));
         entry("taints", object.taints.join(", "));
     }
     let host = match &node.host {

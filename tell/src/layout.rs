@@ -15,7 +15,7 @@ const STRONG: char = '\u{e005}';
 const END: char = '\u{e000}';
 
 fn ink(colour: char, text: &str) -> String {
-    format!("{colour}{text}{END}")
+    if text.is_empty() { String::new() } else { format!("{colour}{text}{END}") }
 }
 
 pub(crate) fn good(text: &str) -> String {
@@ -53,13 +53,13 @@ pub(crate) fn pad(text: &str, width: usize) -> String {
 }
 
 /// What a terminal would obey instead of showing it.
-fn is_control(c: char) -> bool {
+pub(crate) fn is_control(c: char) -> bool {
     // Besides the control characters those that turn the direction of what follows.
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A text on one line.
-fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.chars().map(|c| if is_control(c) { ' ' } else { c }).collect()
 }
 

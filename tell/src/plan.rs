@@ -33,8 +33,12 @@ pub fn text(plan: &Plan, style: Style) -> String {
         for (i, hop) in decision.hops.iter().enumerate() {
             self::hop(&mut page, plan, i, hop);
         }
+        page.entry(
+            "  after    ",
+            "compare versions, readiness, etcd, workloads, packaged components and cordons with the state before · run \
+             the probes",
+        );
     }
-    page.entry("  after    ", after(decision));
     if !decision.excluded.is_empty() {
         page.entry("  left out ", &format!("{}, on purpose", names(&decision.excluded)));
     }
@@ -191,19 +195,6 @@ fn row(plan: &Plan, hop: &Hop, step: &Step) -> Vec<String> {
         undo,
         if together > 1 { format!("{together} at a time (wave {})", step.wave + 1) } else { String::new() },
     ]
-}
-
-fn after(decision: &Decision) -> &'static str {
-    match decision.purpose {
-        Purpose::Restore { .. } => {
-            "restart the controllers in the cluster (their watches are ahead of the data) · lift our cordons · compare \
-             versions, health and workloads with what they should be"
-        }
-        _ => {
-            "compare versions, readiness, etcd, workloads, packaged components and cordons with the state before · run \
-             the probes"
-        }
-    }
 }
 
 fn steps_of_restore(page: &mut Page, plan: &Plan) {

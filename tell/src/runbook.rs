@@ -13,6 +13,7 @@ use kadence_core::ident::{Digest, NodeName};
 use kadence_core::inventory::{Arch, Role};
 use kadence_core::version::Version;
 
+use crate::layout::one_line;
 use crate::plan::backup as backup_words;
 use crate::words::{count, datastore, duration, names, time};
 
@@ -20,6 +21,8 @@ const BIN: &str = "/usr/local/bin";
 const DATA: &str = "/var/lib/rancher/k3s";
 /// Where Kadence keeps the binaries that it replaced.
 const KEPT: &str = "/var/lib/kadence/binaries";
+/// What a member of etcd says of itself, asked on its node.
+const HEALTH: &str = "curl -s http://127.0.0.1:2381/health; echo";
 
 /// The runbook in Markdown: preparation, backup, each node with its way back, and what a restore is.
 pub fn markdown(plan: &Plan) -> String {
@@ -72,7 +75,10 @@ fn word(text: &str) -> String {
     }
     // A line break would end the command, and the block with it.
     let text: String = text.chars().filter(|c| !c.is_control()).collect();
-'", text.replace('\'', r"'\''"))
+    if text.contains('\'') && !text.contains(['"', '$', '`', '\\', '!']) {
+        return format!("\"{text}\"");
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 impl<'a> Book<'a> {
@@ -113,14 +119,13 @@ impl<'a> Book<'a> {
 
     /// A command for each of these nodes; in it, `$host` is the node's address.
     fn each(&self, nodes: &[&NodeName], command: &str) -> String {
-        match nodes {
-            [] => String::new(),
-            [node] => command.replace("$host", &self.address(node)),
-            _ => {
-                let hosts: Vec<String> = nodes.iter().map(|n| self.address(n)).collect();
-                format!("for host in {}; do\n  {}\ndone", hosts.join(" "), command.replace('\n', "\n  "))
-            }
+        let hosts: Vec<String> = nodes.iter().map(|n| self.address(n)).collect();
+        // What needs quotes would be split by the loop into options for ssh.
+        if hosts.len() < 2 || hosts.iter().any(|host| host.contains(['\'', '"'])) {
+            let each: Vec<String> = hosts.iter().map(|host| command.replace("$host", host)).collect();
+            return each.join("\n");
         }
+        format!("for host in {}; do\n  {}\ndone", hosts.join(" "), command.replace('\n', "\n  "))
     }
 
     fn ssh_each(&self, nodes: &[&NodeName], command: &str) -> String {
@@ -277,27 +282,22 @@ impl<'a> Book<'a> {
             &inline(&versions.join("; ")),
         );
         let servers = self.servers();
-        let ready: Vec<String> = servers
-            .iter()
-            .map(|s| format!("kubectl --server https://{}:6443 get --raw /readyz; echo", self.address(s)))
-            .collect();
-        self.step(next(), "Every server's own API answers.", &ready, "`ok` from each");
+        let ready = self.each(&servers, "kubectl --server https://$host:6443 get --raw /readyz; echo");
+        self.step(next(), "Every server's own API answers.", &[ready], "`ok` from each");
         if self.etcd() {
-            let health: Vec<String> =
-                servers.iter().map(|s| self.ssh(s, "curl -s http://127.0.0.1:2381/health; echo")).collect();
             self.step(
                 next(),
                 "Every member of etcd is healthy.",
-                &health,
+                &[self.ssh_each(&servers, HEALTH)],
                 &format!("`{{\"health\":\"true\",\"reason\":\"\"}}` from each of {}", count(servers.len(), "server")),
             );
         }
-        let sums: Vec<String> = held.nodes.keys().map(|node| self.ssh(node, &format!("sha256sum {BIN}/k3s"))).collect();
+        let all: Vec<&NodeName> = held.nodes.keys().collect();
         let expected: BTreeSet<String> = held.nodes.values().map(|n| format!("`{}`", n.binary)).collect();
         self.step(
             next(),
             "The installed binaries are those of the plan: nobody replaced them since.",
-            &sums,
+            &[self.ssh_each(&all, &format!("sha256sum {BIN}/k3s"))],
             &expected.into_iter().collect::<Vec<_>>().join(" or "),
         );
         self.step(
@@ -339,34 +339,32 @@ impl<'a> Book<'a> {
                 "`OK` for each file. Anything else: do not go on",
             );
         }
+        // Nodes that get the same file.
+        let mut alike: BTreeMap<(&Version, Digest, Option<Arch>), Vec<&NodeName>> = BTreeMap::new();
         for step in &hop.steps {
+            let arch = self.plan.decision.preconditions.nodes.get(&step.node).map(|p| p.arch);
+            alike.entry((&step.to, step.artifact, arch)).or_default().push(&step.node);
+        }
+        for ((to, artifact, arch), nodes) in alike {
             n += 1;
-            let staged = staged(&step.to);
-            let check = format!("chmod 755 {staged} && echo '{}  {staged}' | sha256sum -c", step.artifact);
-            if update {
-                let arch = self.plan.decision.preconditions.nodes.get(&step.node).map(|p| p.arch);
-                let file = arch.map_or_else(|| "k3s".to_owned(), |arch| local(&hop.to, arch));
-                let commands = [
-                    format!("scp {} root@{}:{staged}", word(&file), self.address(&step.node)),
-                    self.ssh(&step.node, &check),
-                ];
-                self.step(
-                    n,
-                    &format!("Copy it to {}, on the file system of the installed one.", inline(step.node.as_str())),
-                    &commands,
-                    &format!("`{staged}: OK`"),
-                );
+            let staged = staged(to);
+            let check = format!("chmod 755 {staged} && echo '{artifact}  {staged}' | sha256sum -c");
+            let whom = inline(&names(nodes.iter().copied()));
+            let (what, command) = if update {
+                let file = word(&arch.map_or_else(|| "k3s".to_owned(), |arch| local(to, arch)));
+                (
+                    format!("Copy it to {whom}, onto the file system of the installed one."),
+                    format!("scp {file} root@$host:{staged}\nssh root@$host {}", word(&check)),
+                )
             } else {
-                let kept = format!("{KEPT}/k3s-{}-{}", step.to, step.artifact.short(12));
-                let by_hand = format!("{BIN}/k3s-{}", step.to);
-                let command = format!("cp -p {kept} {staged} || cp -p {by_hand} {staged}; {check}");
-                self.step(
-                    n,
-                    &format!("Take the binary that was kept on {}.", inline(step.node.as_str())),
-                    &[self.ssh(&step.node, &command)],
-                    &format!("`{staged}: OK`"),
-                );
-            }
+                let kept = format!("{KEPT}/k3s-{to}-{}", artifact.short(12));
+                let command = format!("cp -p {kept} {staged} || cp -p {BIN}/k3s-{to} {staged}; {check}");
+                (
+                    format!("Take the binary that was kept on {whom}: by Kadence, or by a runbook like this one."),
+                    format!("ssh root@$host {}", word(&command)),
+                )
+            };
+            self.step(n, &what, &[self.each(&nodes, &command)], &format!("`{staged}: OK` from each"));
         }
         self.say(&format!("Nothing that runs was touched so far. Way back: `rm {}` on the nodes.", staged(&hop.to)));
     }
@@ -457,7 +455,7 @@ impl<'a> Book<'a> {
                 self.step(
                     next(),
                     "Run your backup command. What is in its output, only you can judge.",
-                    &[format!("{} > {name}.dump && ls -l {name}.dump", inline(command))],
+                    &[format!("{} > {name}.dump && ls -l {name}.dump", one_line(command))],
                     "a size as you know it",
                 );
                 if let Some(server) = self.servers().first() {
@@ -491,11 +489,9 @@ impl<'a> Book<'a> {
         let name = inline(node.as_str());
         if hop.point_of_no_return == Some(j) {
             self.say(&format!(
-                "> **⚠ Point of no return.** Once {name} has started {}, only the backup of {}.1 brings {} back, and what \
-                 is written after it is lost then. If you have any doubt, this is where to stop.",
-                step.to,
-                i + 1,
-                step.from
+                "> **⚠ Point of no return.** Once {name} has started {}, only the backup brings {} back, and what is \
+                 written after it is lost then. If you have any doubt, this is where to stop.",
+                step.to, step.from
             ));
         }
         self.title(3, &format!("{}.{} {name} ({}): {} → {}", i + 1, j + 2, step.role, step.from, step.to));
@@ -516,13 +512,14 @@ impl<'a> Book<'a> {
         };
         let mut look = vec!["kubectl get nodes".to_owned()];
         if step.role == Role::Server && self.etcd() {
-            look.extend(self.servers().iter().map(|s| self.ssh(s, "curl -s http://127.0.0.1:2381/health; echo")));
+            look.push(self.ssh_each(&self.servers(), HEALTH));
         }
+        let etcd = if look.len() > 1 { ", every member of etcd `\"health\":\"true\"`" } else { "" };
         self.step(
             next(),
             "Look again: is everything well at this moment?",
             &look,
-            "every node Ready, every member of etcd `\"health\":\"true\"`. Else wait, or find out why: this is not the time",
+            &format!("every node Ready{etcd}. Else wait, or find out why: this is not the time"),
         );
         self.step(next(), "Keep new pods away.", &[format!("kubectl cordon {}", word(node.as_str()))], "`cordoned`");
         if step.drain == Drain::Evict {
@@ -543,7 +540,7 @@ impl<'a> Book<'a> {
             &[format!("kubectl uncordon {}", word(node.as_str()))],
             "`uncordoned`. Only after all of the above was seen; a node that is not healthy keeps its cordon",
         );
-        self.way_back(i, step, unit);
+        self.way_back(step, unit);
     }
 
     fn swap(&mut self, n: usize, i: usize, step: &Step) {
@@ -557,7 +554,7 @@ impl<'a> Book<'a> {
             format!("ssh root@{}", self.address(&step.node)),
             format!("echo '{}  {BIN}/k3s' | sha256sum -c    # what is installed is what the plan saw", step.previous),
             format!("echo '{}  {staged}' | sha256sum -c    # what comes is what was verified", step.artifact),
-            format!("ln {BIN}/k3s {kept}    # keeps the old one under its own name"),
+            format!("ln -f {BIN}/k3s {kept}    # keeps the old one under its own name"),
         ];
         if cold {
             let folder = format!("/root/{}-cold", self.backup_name(i));
@@ -601,7 +598,7 @@ impl<'a> Book<'a> {
             commands
                 .push(format!("kubectl --server https://{}:6443 get --raw /readyz; echo", self.address(&step.node)));
             if self.etcd() {
-                commands.push(self.ssh(&step.node, "curl -s http://127.0.0.1:2381/health; echo"));
+                commands.push(self.ssh(&step.node, HEALTH));
                 commands.push(self.ssh(
                     &step.node,
                     "curl -s http://127.0.0.1:2381/metrics | grep -E '^etcd_server_(is_learner|has_leader)'",
@@ -634,18 +631,17 @@ impl<'a> Book<'a> {
         );
     }
 
-    fn way_back(&mut self, i: usize, step: &Step, unit: &str) {
+    fn way_back(&mut self, step: &Step, unit: &str) {
         let name = inline(step.node.as_str());
         if step.undo != UndoClass::Binary {
             let how = match (&self.plan.decision.purpose, step.undo) {
                 (_, UndoClass::ForwardOnly) => "There is none: repair forward.".to_owned(),
                 _ => format!(
                     "The binary alone does not bring {name} back once it has started {}. Find the cause first: `{}`. If \
-                     the cluster cannot go on with {}, restore it as the last chapter says, from the backup of {}.1.",
+                     the cluster cannot go on with {}, restore it as the last chapter says.",
                     step.to,
                     self.ssh(&step.node, &format!("journalctl -u {unit} -n 100 --no-pager")),
-                    step.to,
-                    i + 1
+                    step.to
                 ),
             };
             return self.say(&format!("**Way back (undo class {}).** {how}", step.undo));
@@ -708,7 +704,8 @@ impl<'a> Book<'a> {
         self.title(2, "The last resort: restore the datastore");
         self.say(
             "**Everything that was written to the cluster after the backup is lost**, and every K3s of the cluster is \
-             stopped meanwhile; pods go on. Only if the cluster can go neither on nor back by its binaries.",
+             stopped meanwhile; pods go on. Only if the cluster can go neither on nor back by its binaries. It leads back \
+             to before the first hop, with the backup of 1.1.",
         );
         let name = self.backup_name(0);
         let (first, file) = match &hop.backup {
@@ -762,37 +759,46 @@ impl<'a> Book<'a> {
             n
         };
         self.title(3, "Stop all of K3s");
-        let stop = |book: &Self, node: &NodeName, role: Role| {
-            book.ssh(node, &format!("systemctl disable --now {0}; pgrep -fa '[k]3s (server|agent)'; ss -Hltn 'sport = :2380 or sport = :6443'", role.unit()))
+        let stop = |role: Role| {
+            format!(
+                "systemctl disable --now {}; pgrep -fa '[k]3s (server|agent)'; ss -Hltn 'sport = :2380 or sport = :6443'",
+                role.unit()
+            )
         };
-        let agents: Vec<String> = self.agents().into_iter().map(|a| stop(self, a, Role::Agent)).collect();
-        let servers: Vec<String> = self.servers().into_iter().map(|s| stop(self, s, Role::Server)).collect();
+        let (agents, servers) = (self.agents(), self.servers());
         if !agents.is_empty() {
-            self.step(next(), "On every agent.", &agents, "no process, no port");
+            let command = self.ssh_each(&agents, &stop(Role::Agent));
+            self.step(next(), "On every agent.", &[command], "no process, no port");
         }
+        let command = self.ssh_each(&servers, &stop(Role::Server));
         self.step(
             next(),
             "On every server. An old member that still runs is a quorum with the same CA, and wins over the restored one: \
              a host that cannot be reached has to be powered off.",
-            &servers,
+            &[command],
             "no process, no port. Way back until here: `systemctl enable --now` again, servers first",
         );
 
         self.title(3, "Put the backup's version on every node");
-        let mut places = Vec::new();
+        let mut alike: BTreeMap<(&Version, Digest), Vec<&NodeName>> = BTreeMap::new();
         for (node, was) in &plan.decision.preconditions.nodes {
-            let (version, digest) = (&was.version, was.binary);
-            let source = if kept.is_empty() {
-                format!("{BIN}/k3s-{version}")
-            } else {
-                format!("{kept}/k3s-{version}-{}", digest.short(12))
-            };
-            let command = format!(
-                "[ ! -f {source} ] || {{ cp -p {source} {BIN}/.k3s-back && mv -f {BIN}/.k3s-back {BIN}/k3s; }}; sync; \
-                 echo '{digest}  {BIN}/k3s' | sha256sum -c"
-            );
-            places.push(self.ssh(node, &command));
+            alike.entry((&was.version, was.binary)).or_default().push(node);
         }
+        let places: Vec<String> = alike
+            .into_iter()
+            .map(|((version, digest), nodes)| {
+                let source = if kept.is_empty() {
+                    format!("{BIN}/k3s-{version}")
+                } else {
+                    format!("{kept}/k3s-{version}-{}", digest.short(12))
+                };
+                let command = format!(
+                    "if [ -f {source} ]; then cp -p {source} {BIN}/.k3s-back && mv -f {BIN}/.k3s-back {BIN}/k3s && sync; \
+                     fi; echo '{digest}  {BIN}/k3s' | sha256sum -c"
+                );
+                self.ssh_each(&nodes, &command)
+            })
+            .collect();
         self.step(
             next(),
             "From the binaries that were kept; a node that was never updated has it.",
@@ -811,8 +817,7 @@ impl<'a> Book<'a> {
                     &[],
                     "its success, as you know it",
                 );
-                let start: Vec<String> =
-                    self.servers().into_iter().map(|s| self.ssh(s, "systemctl enable --now k3s")).collect();
+                let start: Vec<String> = servers.iter().map(|s| self.ssh(s, "systemctl enable --now k3s")).collect();
                 self.step(
                     next(),
                     "Start the servers one at a time, each Ready before the next.",
@@ -827,7 +832,7 @@ impl<'a> Book<'a> {
                     format!("ssh root@{}", self.address(first)),
                     format!("mkdir -p {db}/aside && mv {db}/state.db* {db}/aside/    # no stale -wal or -shm may stay"),
                     format!(
-                        "if [ -d {file} ]; then cp -p {file}/state.db {file}/state.db-wal {db}/; else cp {file} {db}/state.db; fi; sync"
+                        "if [ -d {file} ]; then cp -p {file}/state.db* {db}/ && rm -f {db}/state.db-shm; else cp {file} {db}/state.db; fi; sync"
                     ),
                     "systemctl enable --now k3s".to_owned(),
                     "exit".to_owned(),
@@ -840,11 +845,10 @@ impl<'a> Book<'a> {
                 );
             }
         }
-        let agents: Vec<String> =
-            self.agents().into_iter().map(|a| self.ssh(a, "systemctl enable --now k3s-agent")).collect();
         self.title(3, "Bring the rest back");
         if !agents.is_empty() {
-            self.step(next(), "Start the agents.", &agents, "every node Ready");
+            let command = self.ssh_each(&agents, "systemctl enable --now k3s-agent");
+            self.step(next(), "Start the agents.", &[command], "every node Ready");
         }
         self.step(
             next(),
@@ -931,7 +935,9 @@ mod tests {
         assert_eq!(word("s1.example"), "s1.example");
         assert_eq!(word("10.0.0.11"), "10.0.0.11");
         assert_eq!(word("a b"), "'a b'");
-        assert_eq!(word("it's; rm -rf /"), r"'it'\''s; rm -rf /'");
+        assert_eq!(word("echo 'a b'"), "\"echo 'a b'\"");
+        assert_eq!(word("it's; rm -rf /"), "\"it's; rm -rf /\"");
+        assert_eq!(word("it's $(reboot)"), r"'it'\''s $(reboot)'");
         assert_eq!(word("$(reboot)\n```"), "'$(reboot)```'");
         assert_eq!(word(""), "''");
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::check::{about, blocking};
 use crate::layout::{Page, bad, dim, good, strong, warn};
-use crate::words::{bytes, count, duration, fact, names, purpose, time};
+use crate::words::{age, bytes, count, duration, fact, names, purpose, time};
 use crate::{Style, check};
 
 /// How a rollout ended, or why it holds: the answer first, then why, then what to do.
@@ -46,7 +46,7 @@ pub fn text(rollout: &Rollout, now: Timestamp, style: Style) -> String {
 
 /// `2026-11-25 11:14:02 UTC (12 min ago)`.
 fn since(at: Timestamp, now: Timestamp) -> String {
-    format!("{} ({} ago)", time(at), duration(now.duration_since(at)))
+    format!("{} ({} ago)", time(at), age(now.duration_since(at)))
 }
 
 // ------------------------------------------------------------------------------------------------------ it goes on
@@ -162,9 +162,26 @@ fn mixed(page: &mut Page, rollout: &Rollout, now: Option<Timestamp>) {
     page.entry("  mixed     ", &text);
 }
 
-fn versions(rollout: &Rollout) -> String {
-    let all: Vec<String> =
-        rollout.mixed().iter().map(|(version, nodes)| format!("{version} on {}", nodes.join(", "))).collect();
+/// Which versions run where, as far as the log knows.
+pub(crate) fn versions(rollout: &Rollout) -> String {
+    // A binary that is being replaced is one or the other: which one, only the node knows.
+    let unsure: Vec<&NodeName> = rollout
+        .nodes
+        .iter()
+        .filter(|(_, p)| rollout.ended.is_none() && matches!(p.at, At::Swapping | At::PuttingBack))
+        .map(|(node, _)| node)
+        .collect();
+    let mut all: Vec<String> = rollout
+        .mixed()
+        .iter()
+        .map(|(version, nodes)| {
+            let sure = nodes.iter().filter(|n| !unsure.iter().any(|u| u.as_str() == *n)).map(String::as_str);
+            (version, sure.collect::<Vec<_>>())
+        })
+        .filter(|(_, nodes)| !nodes.is_empty())
+        .map(|(version, nodes)| format!("{version} on {}", nodes.join(", ")))
+        .collect();
+    all.extend(unsure.iter().map(|node| format!("one or the other on {node}")));
     all.join(" · ")
 }
 
@@ -229,7 +246,12 @@ fn ended(page: &mut Page, rollout: &Rollout, ending: &Ending, outage: Option<&Ou
             page.say(&format!("Because: {because}"));
             page.say(&format!("Do: {next}"));
             facts(page, rollout, outage);
-            page.say(&report);
+            let back = matches!(rollout.plan.decision.purpose, Purpose::Update) && !rollout.versions.is_empty();
+            page.say(&if back {
+                format!("{report}    Take it back, told first what is lost: kadence rollback {cluster}")
+            } else {
+                report
+            });
         }
         Ending::Refused { findings } => {
             page.say(&strong(&format!(
@@ -325,7 +347,7 @@ fn facts(page: &mut Page, rollout: &Rollout, outage: Option<&OutageMeasured>) {
 }
 
 /// The measured outage in words.
-pub(crate) fn outage(outage: &OutageMeasured) -> String {
+fn outage(outage: &OutageMeasured) -> String {
     format!(
         "longest API gap: reads {}, writes {} ({} of {} probes failed)",
         duration(outage.reads.longest),
@@ -383,7 +405,7 @@ pub fn history(cluster: &str, rollouts: &[Rollout], style: Style) -> String {
     }));
     page.table(2, &rows);
     page.gap();
-    page.say(&format!("Next: kadence report {cluster} {}", last.id));
+    page.say(&format!("Next: kadence report {cluster} --rollout {}", last.id));
     page.finish()
 }
 
@@ -447,7 +469,7 @@ pub fn why(why: &Why<'_>, now: Timestamp, style: Style) -> String {
     }
     for finding in &blocks {
         page.entry("  blocked   ", &format!("{} {}  {}", check::mark(finding), finding.code, about(finding)));
-        page.entry("      do    ", &finding.remedy);
+        page.entry("            do  ", &finding.remedy);
     }
     cordons(&mut page, why.inventory);
     page.gap();

@@ -2,7 +2,7 @@
 
 use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
-use kadence_core::apply::plan::{DatastoreKind, Decision, Purpose, Step};
+use kadence_core::apply::plan::{DatastoreKind, Decision, Purpose};
 use kadence_core::fact::Fact;
 use kadence_core::ident::NodeName;
 use kadence_core::inventory::Role;
@@ -42,9 +42,20 @@ pub(crate) fn time(at: Timestamp) -> String {
     at.to_zoned(TimeZone::UTC).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-/// A time of day, where the day is known.
+/// A time of day in UTC, where the day is known.
 pub(crate) fn clock(at: Timestamp) -> String {
     at.to_zoned(TimeZone::UTC).strftime("%H:%M:%S").to_string()
+}
+
+/// How long ago, as a reader counts it: `12 s`, `13 min`, `5 h`, `11 days`.
+pub(crate) fn age(duration: SignedDuration) -> String {
+    let seconds = duration.as_secs().max(0);
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }
 
 /// A size: `62 MB`.
@@ -101,11 +112,6 @@ pub(crate) fn servers_and_agents(roles: impl Iterator<Item = Role>) -> String {
         (0, a) => count(a, "agent"),
         (s, a) => format!("{}, {}", count(s, "server"), count(a, "agent")),
     }
-}
-
-/// Steps that may run together.
-pub(crate) fn waves(steps: &[Step]) -> impl Iterator<Item = &[Step]> {
-    steps.chunk_by(|a, b| a.wave == b.wave)
 }
 
 #[cfg(test)]

@@ -53,7 +53,8 @@ fn silent_nodes(store: &mut Store, now: Timestamp, others: &BTreeSet<String>) {
         let lease = store.get(&kinds::key("leases", Some("kube-node-lease"), name));
         let renewed = lease.and_then(|l| l["spec"]["renewTime"].as_str()?.parse::<Timestamp>().ok());
         let silent = renewed.is_none_or(|at| now.duration_since(at) > NODE_GRACE);
-        if !silent || !node["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["status"] == "True")) {
+        if !silent || !node["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["status"] == "True"))
+        {
             continue;
         }
         let mut changed = (*node).clone();
@@ -74,7 +75,11 @@ fn workload(store: &mut Store, plural: &str, key: &str, object: &Value, now: Tim
     let template = &object["spec"]["template"];
     let hash = Digest::of(template.to_string().as_bytes()).short(10);
     let owned_by = |owner: &Value, object: &Value| {
-        object["metadata"]["ownerReferences"].as_array().into_iter().flatten().any(|o| o["uid"] == owner["metadata"]["uid"])
+        object["metadata"]["ownerReferences"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .any(|o| o["uid"] == owner["metadata"]["uid"])
     };
     let (owner, owner_kind) = match plural {
         "deployments" => {
@@ -120,7 +125,10 @@ fn workload(store: &mut Store, plural: &str, key: &str, object: &Value, now: Tim
                 wanted.extend((0..desired).map(|n| (format!("{name}-{n}"), None)));
             } else {
                 let revision = store.revision;
-                wanted.extend((alive..desired).map(|n| (format!("{name}-{hash}-{:05x}", (revision + n as u64) % 0x10_0000), None)));
+                wanted.extend(
+                    (alive..desired)
+                        .map(|n| (format!("{name}-{hash}-{:05x}", (revision + n as u64) % 0x10_0000), None)),
+                );
             }
             for (key, pod) in mine.iter().filter(|(_, p)| !terminating(p)).skip(desired) {
                 super::terminate(store, key, pod, now);
@@ -216,7 +224,8 @@ fn budgets(store: &mut Store, now: Timestamp, others: &BTreeSet<String>) {
         let covered: Vec<_> = all(store, "pods", &BTreeSet::new())
             .into_iter()
             .filter(|(_, p)| {
-                p["metadata"]["namespace"] == *namespace && selects(&budget["spec"]["selector"], &p["metadata"]["labels"])
+                p["metadata"]["namespace"] == *namespace
+                    && selects(&budget["spec"]["selector"], &p["metadata"]["labels"])
             })
             .collect();
         let expected = i64::try_from(covered.len()).unwrap_or(0);

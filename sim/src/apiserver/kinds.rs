@@ -71,7 +71,9 @@ const KINDS: &[Kind] = &[
 /// The kind by its plural, singular or short name, as a person writes it.
 pub(crate) fn named(word: &str) -> Option<&'static Kind> {
     let word = word.to_ascii_lowercase();
-    KINDS.iter().find(|k| k.plural == word || k.kind.to_ascii_lowercase() == word || (k.short == word && !word.is_empty()))
+    KINDS
+        .iter()
+        .find(|k| k.plural == word || k.kind.to_ascii_lowercase() == word || (k.short == word && !word.is_empty()))
 }
 
 pub(crate) fn of_plural(group: &str, plural: &str) -> Option<&'static Kind> {

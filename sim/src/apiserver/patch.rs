@@ -118,7 +118,9 @@ fn requirements(selector: Option<&str>) -> impl Iterator<Item = String> {
 fn label_fits(object: &Value, requirement: &str) -> bool {
     let label = |key: &str| object["metadata"]["labels"][key.trim()].as_str();
     if let Some((key, rest)) = requirement.split_once(' ') {
-        let values = || rest.split_once('(').map(|(_, v)| v.trim_end_matches(')').split(',').map(str::trim)).into_iter().flatten();
+        let values = || {
+            rest.split_once('(').map(|(_, v)| v.trim_end_matches(')').split(',').map(str::trim)).into_iter().flatten()
+        };
         return match rest.split([' ', '(']).next() {
             Some("in") => label(key).is_some_and(|is| values().any(|v| v == is)),
             Some("notin") => label(key).is_none_or(|is| values().all(|v| v != is)),
@@ -190,7 +192,9 @@ mod tests {
         ]);
         json_patch(&mut object, &patch).expect("it fits");
         assert_eq!(object, json!({ "a": { "c": [0, 9, 2, 3] }, "w": "z" }));
-        for (op, path) in [("test", "/w"), ("remove", "/nowhere"), ("replace", "/nowhere"), ("add", "/a/c/99"), ("x", "/w")] {
+        for (op, path) in
+            [("test", "/w"), ("remove", "/nowhere"), ("replace", "/nowhere"), ("add", "/a/c/99"), ("x", "/w")]
+        {
             let patch = json!([{ "op": op, "path": path, "value": 0 }]);
             assert!(json_patch(&mut object.clone(), &patch).is_err(), "{op} {path}");
         }
@@ -214,7 +218,10 @@ mod tests {
             assert_eq!(selected(&pod, Some(labels), Some(fields)), fits, "{labels} {fields}");
         }
         let labels = &pod["metadata"]["labels"];
-        assert!(selects(&json!({ "matchExpressions": [{ "key": "app", "operator": "In", "values": ["web"] }] }), labels));
+        assert!(selects(
+            &json!({ "matchExpressions": [{ "key": "app", "operator": "In", "values": ["web"] }] }),
+            labels
+        ));
         assert!(selects(&json!({}), labels) && !selects(&Value::Null, labels));
         assert!(!selects(&json!({ "matchLabels": { "app": "api" } }), labels));
     }

@@ -12,8 +12,9 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -45,10 +46,11 @@ pub(crate) trait Backend: Send + Sync + 'static {
 const WATCH: Duration = Duration::from_secs(1800);
 /// How often a watch that asked for bookmarks is told how far it is.
 const BOOKMARK: Duration = Duration::from_secs(10);
-const HEADERS: Duration = Duration::from_secs(10);
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// Serves until it is dropped: then all its connections close.
-pub(crate) async fn serve(listener: TcpListener, tls: TlsAcceptor, backend: Arc<dyn Backend>) {
+/// Without TLS it speaks plainly.
+pub(crate) async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, backend: Arc<dyn Backend>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -64,20 +66,21 @@ pub(crate) async fn serve(listener: TcpListener, tls: TlsAcceptor, backend: Arc<
     }
 }
 
-async fn connection(stream: TcpStream, tls: TlsAcceptor, backend: Arc<dyn Backend>) {
+async fn connection(stream: TcpStream, tls: Option<TlsAcceptor>, backend: Arc<dyn Backend>) {
     let _ = stream.set_nodelay(true);
-    let Ok(Ok(stream)) = tokio::time::timeout(HEADERS, tls.accept(stream)).await else { return };
+    let Some(tls) = tls else { return speak(stream, false, backend).await };
+    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else { return };
     let certified = stream.get_ref().1.peer_certificates().is_some_and(|c| !c.is_empty());
+    speak(stream, certified, backend).await;
+}
+
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, certified: bool, backend: Arc<dyn Backend>) {
     let service = service_fn(move |request| {
         let backend = backend.clone();
         async move { Ok::<_, Infallible>(respond(request, certified, &backend).await) }
     });
     // Ends with an error when the client goes away in the middle.
-    let _ = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
 type Reply = http::Response<UnsyncBoxBody<Bytes, Infallible>>;
@@ -193,7 +196,7 @@ impl Watch {
     fn event(&self, what: &str, object: Value) -> Value {
         let accept = &self.request.accept;
         let object = if accept.contains("as=Table") {
-            table(self.kind, &[object], None)
+            table(self.kind, &[object], None, jiff::Timestamp::now())
         } else if accept.contains("as=PartialObjectMetadata") {
             partial(&object)
         } else {

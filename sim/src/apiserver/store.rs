@@ -60,8 +60,9 @@ impl Store {
         self.objects.get(key).map(Arc::as_ref)
     }
 
-    pub(crate) fn with_prefix(&self, prefix: &str) -> impl Iterator<Item = (&String, &Arc<Value>)> {
-        self.objects.range(prefix.to_owned()..).take_while(move |(key, _)| key.starts_with(prefix))
+    pub(crate) fn with_prefix(&self, prefix: &str) -> impl Iterator<Item = (&String, &Arc<Value>)> + use<'_> {
+        let prefix = prefix.to_owned();
+        self.objects.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(&prefix))
     }
 
     pub(crate) fn keys(&self) -> impl Iterator<Item = &String> {
@@ -172,7 +173,10 @@ mod tests {
         assert_eq!((same, store.revision), (first.clone(), 11), "no write without a change");
         let changed = json!({ "metadata": { "name": "s1" }, "spec": { "unschedulable": true } });
         let second = store.put("/registry/nodes/s1", changed, now);
-        assert_eq!((&second["metadata"]["uid"], &second["metadata"]["generation"]), (&first["metadata"]["uid"], &json!(2)));
+        assert_eq!(
+            (&second["metadata"]["uid"], &second["metadata"]["generation"]),
+            (&first["metadata"]["uid"], &json!(2))
+        );
         store.delete("/registry/nodes/s1");
         store.delete("/registry/nodes/s1");
         let ops = store.take_written();
