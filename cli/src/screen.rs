@@ -32,7 +32,7 @@ impl Screen {
             bar
         });
         let style = Style { colour, width: width(), verbose: global.verbose };
-        Arc::new(Self { style, lines: Mutex::default(), live })
+        Arc::new(Self { style, lines: Mutex::new(Lines::new(style)), live })
     }
 
     pub(crate) fn style(&self) -> Style {

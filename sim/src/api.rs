@@ -348,7 +348,7 @@ impl State {
         names.iter().filter_map(|n| self.api_node(place, n)).collect()
     }
 
-    fn cordon(&mut self, place: &Place, node: &NodeName, mark: &Mark) -> Result<CordonWas, ApiError> {
+    pub(crate) fn cordon(&mut self, place: &Place, node: &NodeName, mark: &Mark) -> Result<CordonWas, ApiError> {
         let Some(record) = self.objects(place).and_then(|o| o.nodes.get(node)) else {
             return Err(ApiError::NotFound(format!("node {node}")));
         };
@@ -368,7 +368,7 @@ impl State {
         Ok(CordonWas::Open)
     }
 
-    fn uncordon(&mut self, place: &Place, node: &NodeName, rollout: &RolloutId) -> Result<bool, ApiError> {
+    pub(crate) fn uncordon(&mut self, place: &Place, node: &NodeName, rollout: &RolloutId) -> Result<bool, ApiError> {
         let Some(record) = self.objects(place).and_then(|o| o.nodes.get(node)) else {
             return Err(ApiError::NotFound(format!("node {node}")));
         };
@@ -393,7 +393,7 @@ impl State {
 
     // ------------------------------------------------------------------------------------------------ workloads
 
-    fn evict(&mut self, place: &Place, pod: &Pod, dry_run: bool) -> Result<Eviction, ApiError> {
+    pub(crate) fn evict(&mut self, place: &Place, pod: &Pod, dry_run: bool) -> Result<Eviction, ApiError> {
         let Some(objects) = self.objects(place) else {
             return Err(ApiError::NoWay("the datastore is gone".to_owned()));
         };
@@ -522,7 +522,7 @@ fn taints(record: &NodeRecord) -> Vec<String> {
 }
 
 /// The admission webhook of the workload: it fails closed, and spares `kube-system`.
-fn webhooks(objects: &Objects) -> Vec<Webhook> {
+pub(crate) fn webhooks(objects: &Objects) -> Vec<Webhook> {
     let Some(index) = objects.controllers.iter().position(|c| c.namespace == "policy" && c.name == "admission") else {
         return Vec::new();
     };

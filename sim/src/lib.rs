@@ -8,6 +8,7 @@ mod api;
 mod apiserver;
 mod bbolt;
 pub mod explore;
+pub mod facade;
 pub mod faults;
 mod hosts;
 pub mod invariants;

@@ -159,6 +159,10 @@ fn e2e(root: &Path, full: bool, filter: Option<&str>) -> Result<()> {
     let releases =
         std::env::var_os("KADENCE_RELEASES").map_or_else(|| PathBuf::from("/var/tmp/kadence-releases"), PathBuf::from);
     let real = releases.join("READY").exists() || std::env::var_os("KADENCE_RELEASES").is_some();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let built = target.join("release");
+    let imitations = target.join("stand-in");
+    run(Command::new(root.join("testbed/stand-in")).arg(&imitations).env("K3S_STANDIN", built.join("k3s-standin")))?;
     let test = |on: &str, extent: &str| -> Result<()> {
         announce(&format!("END TO END ON {} ({extent})", on.to_uppercase()));
         let mut command = Command::new(env!("CARGO"));
@@ -167,14 +171,11 @@ fn e2e(root: &Path, full: bool, filter: Option<&str>) -> Result<()> {
             .args(["--nocapture", "--test-threads", "1"])
             .env("KADENCE_E2E", on)
             .env("KADENCE_E2E_EXTENT", extent)
+            .env("KADENCE_BIN", built.join("kadence"))
+            .env("KADENCE_RELEASES", if on == "real" { &releases } else { &imitations })
             .current_dir(root);
         if let Some(filter) = filter {
             command.arg(filter);
-        }
-        if on == "real" {
-            command.env("KADENCE_RELEASES", &releases);
-        } else {
-            command.env_remove("KADENCE_RELEASES");
         }
         run(&mut command)
     };

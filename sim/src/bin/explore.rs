@@ -17,7 +17,7 @@ use kadence_sim::explore::{Case, End, Told};
 
 const REGRESSIONS: &str = include_str!("../../regressions.txt");
 const THREADS: usize = 2;
-/// As much of a story's end as fits on a screen.
+/// As much of the story before its first violation as fits on a screen.
 const TAIL: usize = 40;
 /// So many broken stories are told; the others are only named.
 const ENOUGH: usize = 20;
@@ -171,13 +171,14 @@ fn show(sum: &Sum, began: Instant) {
     }
 }
 
-/// A broken story: what broke, its end, what it needs, and how it is told again.
+/// A broken story: what broke, what it needs, what came before, and how it is told again.
 fn show_broken(name: &str, told: &Told, scratch: &Path) -> std::io::Result<()> {
     let minimal = named(name)?.minimal(scratch)?;
-    let tail = &told.log[told.log.len().saturating_sub(TAIL)..];
+    let until = told.log.iter().position(|line| line.contains("VIOLATION")).map_or(told.log.len(), |at| at + 1);
+    let tail = &told.log[until.saturating_sub(TAIL)..until];
     let broken: Vec<String> = told.violations.iter().map(|v| format!("  {v}")).collect();
     println!(
-        "STORY {name} BROKE AN INVARIANT\n{}\n  needs: {minimal:?}\n  its end ({}):\n{}\n  again: cargo xtask explore \
+        "STORY {name} BROKE AN INVARIANT\n{}\n  needs: {minimal:?}\n  ends: {}\n  what came before:\n{}\n  again: cargo xtask explore \
          --replay {name}\n  keep it: add the line {name} to sim/regressions.txt\n",
         broken.join("\n"),
         end_word(&told.end),
