@@ -40,9 +40,7 @@ impl Engine {
         let mut in_flight: BTreeSet<ActionId> = BTreeSet::new();
         let mut probing: Option<Probing> = None;
         loop {
-            for request in self.store.take_requests(&rollout.cluster).await? {
-                self.record(rollout, Event::Asked { request }).await?;
-            }
+            self.hear(rollout).await?;
             if probing.is_none() && matches!(rollout.phase, Phase::Rolling | Phase::Restoring) {
                 probing = Some(Probing::start(self.api.clone(), self.servers(rollout)));
             }
@@ -100,6 +98,9 @@ impl Engine {
                     in_flight.remove(&id);
                     match outcome {
                         Ok(outcome) => {
+                            // What was asked while it was under way comes first: a look that ends after it must not
+                            // begin another node.
+                            self.hear(rollout).await?;
                             self.record(rollout, Event::Outcome { id, outcome: Box::new(outcome) }).await?;
                             if let Some(probing) = &probing {
                                 self.observer.progress(&Progress::Outage(probing.measured()));
@@ -110,6 +111,18 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Stores what other terminals asked for.
+    async fn hear(&self, rollout: &mut Rollout) -> Result<(), EngineError> {
+        let asked = self.store.requests(&rollout.cluster).await?;
+        for (_, request) in &asked {
+            self.record(rollout, Event::Asked { request: *request }).await?;
+        }
+        if let Some((last, _)) = asked.last() {
+            self.store.answered(&rollout.cluster, *last).await?;
+        }
+        Ok(())
     }
 
     /// Stores an event and takes it in.

@@ -535,7 +535,12 @@ impl Engine {
                 after::truth(&inventory, &rollout.plan.decision, hop, rollout.id.family())
             };
             findings.extend(after::serving(&glance));
-            let compared = match &rollout.baseline {
+            let baseline = match &rollout.plan.decision.purpose {
+                // A restore takes none of its own: what it brings back is what was before the rollout it undoes.
+                Purpose::Restore { of, .. } => self.rollout(of).await.ok().and_then(|r| r.baseline),
+                Purpose::Update | Purpose::Rollback { .. } => rollout.baseline.clone(),
+            };
+            let compared = match &baseline {
                 Some(before) => regressions(before, &now),
                 None => Ok(Vec::new()),
             };

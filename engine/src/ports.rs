@@ -397,8 +397,11 @@ pub trait Store: Send + Sync {
 
     /// Leaves a request for whoever works on the cluster.
     async fn request(&self, cluster: &ClusterUid, request: Request) -> Result<(), StoreError>;
-    /// Takes the requests that were left, oldest first.
-    async fn take_requests(&self, cluster: &ClusterUid) -> Result<Vec<Request>, StoreError>;
+    /// The requests that nobody has answered yet, oldest first, each with its place. They stay until they are answered:
+    /// what is asked must not be lost between reading it and storing that it was asked.
+    async fn requests(&self, cluster: &ClusterUid) -> Result<Vec<(u64, Request)>, StoreError>;
+    /// Forgets the cluster's requests up to this place.
+    async fn answered(&self, cluster: &ClusterUid, up_to: u64) -> Result<(), StoreError>;
 }
 
 /// The right to act on a cluster, while it is held.

@@ -173,6 +173,8 @@ impl Engine {
     ) -> Result<Rollout, StartError> {
         self.store.save_plan(&plan).await?;
         let uid = plan.decision.preconditions.cluster_uid.clone();
+        // What was asked of an earlier rollout is not meant for this one.
+        self.store.answered(&uid, u64::MAX).await?;
         let event = Event::Started { cluster: uid.clone(), plan_hash: plan.hash(), plan: Box::new(plan), consent };
         let started = self.recorded(id.clone(), 1, event);
         self.store.append(&uid, &started).await?;

@@ -26,7 +26,9 @@ struct State {
     /// In the order of their first events.
     rollouts: Vec<RolloutId>,
     plans: BTreeMap<String, Plan>,
-    requests: Vec<(ClusterUid, Request)>,
+    requests: Vec<(u64, ClusterUid, Request)>,
+    /// Requests so far, over all clusters: the place of the last one.
+    asked: u64,
     uids: BTreeMap<String, ClusterUid>,
     turns: BTreeMap<ClusterUid, u64>,
     holders: BTreeMap<ClusterUid, (String, String)>,
@@ -143,14 +145,22 @@ impl Store for MemoryStore {
     }
 
     async fn request(&self, cluster: &ClusterUid, request: Request) -> Result<(), StoreError> {
-        self.state().requests.push((cluster.clone(), request));
+        let mut state = self.state();
+        state.asked += 1;
+        let place = state.asked;
+        state.requests.push((place, cluster.clone(), request));
         Ok(())
     }
 
-    async fn take_requests(&self, cluster: &ClusterUid) -> Result<Vec<Request>, StoreError> {
-        let mut state = self.state();
-        let taken = state.requests.extract_if(.., |(of, _)| of == cluster).map(|(_, request)| request).collect();
-        Ok(taken)
+    async fn requests(&self, cluster: &ClusterUid) -> Result<Vec<(u64, Request)>, StoreError> {
+        let state = self.state();
+        let of = state.requests.iter().filter(|(_, of, _)| of == cluster);
+        Ok(of.map(|(place, _, request)| (*place, *request)).collect())
+    }
+
+    async fn answered(&self, cluster: &ClusterUid, up_to: u64) -> Result<(), StoreError> {
+        self.state().requests.retain(|(place, of, _)| of != cluster || *place > up_to);
+        Ok(())
     }
 }
 

@@ -175,11 +175,17 @@ impl<S: Store> Store for KillableStore<S> {
         self.inner.request(cluster, request).await
     }
 
-    async fn take_requests(&self, cluster: &ClusterUid) -> Result<Vec<Request>, StoreError> {
+    async fn requests(&self, cluster: &ClusterUid) -> Result<Vec<(u64, Request)>, StoreError> {
         self.handle.alive().await;
-        let mut requests = self.inner.take_requests(cluster).await?;
-        requests.append(&mut self.handle.world().look(|s| std::mem::take(&mut s.asked)));
-        Ok(requests)
+        for request in self.handle.world().look(|s| std::mem::take(&mut s.asked)) {
+            self.inner.request(cluster, request).await?;
+        }
+        self.inner.requests(cluster).await
+    }
+
+    async fn answered(&self, cluster: &ClusterUid, up_to: u64) -> Result<(), StoreError> {
+        self.handle.alive().await;
+        self.inner.answered(cluster, up_to).await
     }
 }
 

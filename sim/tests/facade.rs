@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use kadence_core::apply::plan::DatastoreKind;
 use kadence_core::fact::Fact;
 use kadence_core::ident::{ClusterUid, NodeName};
-use kadence_core::inventory::ApiFacts;
+use kadence_core::inventory::{ApiFacts, Cordon};
 use kadence_core::version::Version;
 use kadence_engine::contract::api;
 use kadence_engine::ports::{Api, ApiError, Readyz};
@@ -21,7 +21,7 @@ struct AtHand {
     world: World,
     facade: Facade,
     api: Arc<KubeApi>,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 async fn fresh() -> AtHand {
@@ -40,7 +40,7 @@ async fn fresh() -> AtHand {
     };
     tokio::time::timeout(std::time::Duration::from_secs(10), listens).await.expect("it listens");
     api.learn_servers(facade.servers());
-    AtHand { world, facade, api, _folder: folder }
+    AtHand { world, facade, api, folder: folder }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +62,7 @@ async fn the_adapter_does_over_it_what_every_api_does() {
     .await;
 }
 
-/// What both tell, but for what can only differ: addresses, the CA, ages, and what only a real API has.
+/// What both tell, but for what can only differ: addresses, the CA, ages, what only a real API has; and in one order.
 fn comparable(mut facts: ApiFacts) -> ApiFacts {
     facts.ca_hash = Fact::unknown("another one");
     facts.endpoints = Fact::unknown("other addresses");
@@ -71,27 +71,27 @@ fn comparable(mut facts: ApiFacts) -> ApiFacts {
         for node in nodes {
             node.internal_ip = None;
             node.object.lease_age = None;
-            node.object.labels.remove("kubernetes.io/hostname");
-            node.object.taints.retain(|t| !t.starts_with("node.kubernetes.io/"));
         }
     }
     if let Fact::Known(services) = &mut facts.workload.services {
         services.remove("default/kubernetes");
     }
     if let Fact::Known(packaged) = &mut facts.surroundings.packaged {
-        for part in packaged.iter_mut() {
-            part.detail = String::new();
+        packaged.iter_mut().for_each(|part| part.detail.clear());
+    }
+    if let Fact::Known(webhooks) = &mut facts.surroundings.webhooks {
+        for hook in webhooks {
+            hook.ready_on = hook.ready_on.clone().map(|mut nodes| {
+                nodes.sort();
+                nodes
+            });
         }
-        packaged.sort();
     }
     if let Fact::Known(controllers) = &mut facts.workload.controllers {
         controllers.sort();
     }
     if let Fact::Known(pods) = &mut facts.workload.pods {
         pods.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        for pod in pods {
-            pod.labels.remove("app");
-        }
     }
     if let Fact::Known(budgets) = &mut facts.workload.budgets {
         budgets.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
@@ -126,7 +126,7 @@ async fn a_server_that_is_down_refuses() {
     let at = fresh().await;
     let [first, second, _] = at.facade.servers() else { unreachable!("three servers") };
     assert_eq!(at.api.ready(second).await, Ok(Readyz::Ready));
-    at.world.strike(What::PowerLoss { at: Target::Node(NodeName::new("s2")) });
+    at.world.strike(What::PowerLoss { at: Target::Node(NodeName::new("s2")), back: None });
     let refused = async {
         while !matches!(at.api.ready(second).await, Err(ApiError::NoWay(_))) {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -135,4 +135,31 @@ async fn a_server_that_is_down_refuses() {
     tokio::time::timeout(std::time::Duration::from_secs(5), refused).await.expect("it refuses");
     let nodes = at.api.nodes().await.expect("the others go on");
     assert_eq!(nodes.len(), 5, "{first} answers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::print_stderr, reason = "a skipped test says so")]
+async fn kubectl_works_against_it() {
+    let at = fresh().await;
+    let file = at.folder.path().join("kubeconfig");
+    let ask = async |args: &[&str]| {
+        let mut command = tokio::process::Command::new("kubectl");
+        let output = command.arg("--kubeconfig").arg(&file).args(args).kill_on_drop(true).output().await?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        Ok::<_, std::io::Error>((output.status.success(), text))
+    };
+    let nodes = match ask(&["get", "nodes"]).await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return eprintln!("SKIPPED: there is no kubectl on this machine");
+        }
+        other => other.expect("kubectl runs"),
+    };
+    assert!(nodes.0 && nodes.1.contains("control-plane,etcd") && nodes.1.contains("v1.36.3+k3s1"), "{}", nodes.1);
+    let cordoned = ask(&["cordon", "a1"]).await.expect("kubectl runs");
+    assert!(cordoned.0, "{}", cordoned.1);
+    let nodes = at.world.api().nodes().await.expect("nodes");
+    let cordon = nodes.iter().find(|n| n.name.as_str() == "a1").map(|n| n.object.cordon.clone());
+    assert_eq!(cordon, Some(Cordon::Foreign), "it is done to the world");
+    let shown = ask(&["get", "node", "a1"]).await.expect("kubectl runs");
+    assert!(shown.1.contains("Ready,SchedulingDisabled"), "{}", shown.1);
 }

@@ -317,9 +317,13 @@ impl Store for Bent<dyn Store> {
         self.inner.request(cluster, request).await
     }
 
-    async fn take_requests(&self, cluster: &ClusterUid) -> Result<Vec<Request>, StoreError> {
-        let taken = self.inner.take_requests(cluster).await?;
-        Ok(if self.defect == Defect::ForgetsRequests { Vec::new() } else { taken })
+    async fn requests(&self, cluster: &ClusterUid) -> Result<Vec<(u64, Request)>, StoreError> {
+        let asked = self.inner.requests(cluster).await?;
+        Ok(if self.defect == Defect::ForgetsRequests { Vec::new() } else { asked })
+    }
+
+    async fn answered(&self, cluster: &ClusterUid, up_to: u64) -> Result<(), StoreError> {
+        self.inner.answered(cluster, up_to).await
     }
 }
 

@@ -237,19 +237,30 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    async fn take_requests(&self, cluster: &ClusterUid) -> Result<Vec<Request>, StoreError> {
+    async fn requests(&self, cluster: &ClusterUid) -> Result<Vec<(u64, Request)>, StoreError> {
         let at = self.at();
-        let mut left = sqlx::query("DELETE FROM request WHERE cluster = $1 RETURNING place, document")
+        sqlx::query("SELECT place, document FROM request WHERE cluster = $1 ORDER BY place")
             .bind(cluster.as_str())
             .fetch_all(&mut *self.connection().await)
             .await
             .map_err(|e| at.sql(&e))?
             .iter()
-            .map(|row| at.row(row, |r| Ok((r.try_get::<i64, _>(0)?, r.try_get::<String, _>(1)?))))
-            .collect::<Result<Vec<_>, _>>()?;
-        // SQLite does not promise an order for RETURNING.
-        left.sort_unstable();
-        left.iter().map(|(_, document)| at.read("a request", document)).collect()
+            .map(|row| {
+                let (place, document) = at.row(row, |r| Ok((r.try_get::<i64, _>(0)?, r.try_get::<String, _>(1)?)))?;
+                Ok((u64::try_from(place).unwrap_or_default(), at.read("a request", &document)?))
+            })
+            .collect()
+    }
+
+    async fn answered(&self, cluster: &ClusterUid, up_to: u64) -> Result<(), StoreError> {
+        let at = self.at();
+        sqlx::query("DELETE FROM request WHERE cluster = $1 AND place <= $2")
+            .bind(cluster.as_str())
+            .bind(i64::try_from(up_to).unwrap_or(i64::MAX))
+            .execute(&mut *self.connection().await)
+            .await
+            .map_err(|e| at.sql(&e))?;
+        Ok(())
     }
 }
 

@@ -320,7 +320,8 @@ impl Rollout {
             Event::Held { hold } => self.hold = Some(hold.clone()),
             Event::Resumed => {
                 self.hold = None;
-                if self.asked == Some(Request::Pause) {
+                // A restore cannot be aborted, so whoever resumes one wants it to go on.
+                if self.asked == Some(Request::Pause) || self.phase == Phase::Restoring {
                     self.asked = None;
                 }
                 for open in self.open.values_mut() {
@@ -423,7 +424,11 @@ impl Rollout {
                     });
                 }
             }
-            (Action::Drain { node }, Outcome::Done { .. }) => self.with(node, |p| p.at = At::Swapping),
+            // A drain takes minutes: whether the node may still be stopped is looked at again.
+            (Action::Drain { node }, Outcome::Done { .. }) => self.with(node, |p| {
+                p.at = At::Swapping;
+                p.look_again = true;
+            }),
             (Action::Swap { node, swap }, Outcome::Done { report, .. }) => {
                 let back = self.nodes.get(node).is_some_and(|p| p.at == At::PuttingBack);
                 if let Report::Swapped { cold_copy: Some(copy), .. } = report {
@@ -469,6 +474,8 @@ impl Rollout {
                 Verdict::AsPlanned | Verdict::Done if self.nodes.get(node).is_some_and(|p| p.look_again) => {
                     self.with(node, |p| p.look_again = false);
                 }
+                // Somebody asked to stop while it was looked at: it is not begun.
+                _ if self.asked.is_some() => self.with(node, |p| p.at = At::Waiting),
                 Verdict::AsPlanned => self.with(node, |p| p.at = At::Cordoning),
                 // Already there: it is proven like any other, and freed of our cordon if it has it.
                 Verdict::Done => self.with(node, |p| p.at = At::Proving),
@@ -567,8 +574,10 @@ impl Rollout {
                 let going_back = matches!(at_now, Some(At::PuttingBack | At::ProvingBack));
                 let binary = self.step(node).is_some_and(|s| s.undo == UndoClass::Binary);
                 let undo = !going_back && binary && !self.plan.decision.goes_back();
+                // The order itself failed: as far as anybody knows the old version still runs. Proof decides.
+                let unchanged = !going_back && !undo && matches!(action, Action::Swap { .. });
                 let unit = self.step(node).map_or("k3s", |s| s.role.unit());
-                let next = if undo {
+                let next = if undo || unchanged {
                     format!("find the cause (journalctl -u {unit} on {node}), then make a new plan")
                 } else if going_back {
                     format!("the way back failed too: look at {node} (journalctl -u {unit}); its cordon stays")
@@ -584,7 +593,11 @@ impl Rollout {
                 self.with(node, |p| {
                     p.failure = Some(failure.clone());
                     p.ended = Some(at);
-                    p.at = if undo { At::PuttingBack } else { At::Stuck };
+                    p.at = match (undo, unchanged) {
+                        (true, _) => At::PuttingBack,
+                        (false, true) => At::ProvingBack,
+                        (false, false) => At::Stuck,
+                    };
                 });
             }
             Action::Uncordon { node } => {
@@ -692,6 +705,11 @@ impl Rollout {
             Some(Request::Pause) => Wanted::Hold(Hold {
                 cause: HoldCause::Paused,
                 what: "paused, as asked".to_owned(),
+                next: format!("kadence resume {}", self.plan.decision.cluster),
+            }),
+            Some(Request::Abort) if self.phase == Phase::Restoring => Wanted::Hold(Hold {
+                cause: HoldCause::Paused,
+                what: "a restore that is half done cannot be aborted: it stands still".to_owned(),
                 next: format!("kadence resume {}", self.plan.decision.cluster),
             }),
             // Abort ends in `ending`; nothing else is left to want.
@@ -861,7 +879,6 @@ impl Rollout {
             Phase::Validating if self.worse().is_some() => {
                 Some(self.failed_ending("the cluster is not as it was before"))
             }
-            Phase::Restoring if self.asked == Some(Request::Abort) => Some(self.failed_ending("aborted in a restore")),
             Phase::Over => Some(self.over()),
             _ => None,
         }

@@ -34,7 +34,7 @@ pub async fn suite(fresh: impl AsyncFn() -> Handles) {
     logs = fresh().await;
     plans_are_found_by_their_first_digits(&logs).await;
     logs = fresh().await;
-    requests_are_taken_once_in_order(&logs).await;
+    requests_stay_until_they_are_answered(&logs).await;
     logs = fresh().await;
     names_are_remembered(&logs).await;
 }
@@ -205,25 +205,28 @@ async fn plans_are_found_by_their_first_digits(Handles { one, two, .. }: &Handle
     assert_eq!(one.plans(&name).await, Ok(vec![seen_later]), "one row, with the newer look");
 }
 
-async fn requests_are_taken_once_in_order(Handles { one, two, .. }: &Handles) {
+async fn requests_stay_until_they_are_answered(Handles { one, two, .. }: &Handles) {
     let cluster = sample::cluster();
     let other = ClusterUid::new("another cluster");
-    assert_eq!(one.take_requests(&cluster).await, Ok(Vec::new()));
+    assert_eq!(one.requests(&cluster).await, Ok(Vec::new()));
     let asked = [Request::Pause, Request::Abort, Request::Pause];
     for request in asked {
         two.request(&cluster, request).await.expect("left");
     }
     two.request(&other, Request::Abort).await.expect("left");
-    assert_eq!(one.take_requests(&cluster).await, Ok(asked.to_vec()));
-    assert_eq!(one.take_requests(&cluster).await, Ok(Vec::new()), "they were taken");
-    assert_eq!(two.take_requests(&other).await, Ok(vec![Request::Abort]));
+    let left = one.requests(&cluster).await.expect("requests");
+    assert_eq!(left.iter().map(|(_, request)| *request).collect::<Vec<_>>(), asked, "in the order in which they came");
+    assert!(left.is_sorted_by(|a, b| a.0 < b.0), "each has a place of its own");
+    assert_eq!(two.requests(&cluster).await, Ok(left.clone()), "reading takes nothing");
 
-    // Taken by both at once: each request goes to one of them.
-    for _ in 0..8 {
-        one.request(&cluster, Request::Pause).await.expect("left");
-    }
-    let (a, b) = tokio::join!(one.take_requests(&cluster), two.take_requests(&cluster));
-    assert_eq!(a.expect("requests").len() + b.expect("requests").len(), 8);
+    // One that comes while others are answered is not forgotten with them.
+    two.request(&cluster, Request::Abort).await.expect("left");
+    one.answered(&cluster, left[2].0).await.expect("answered");
+    let later = two.requests(&cluster).await.expect("requests");
+    assert_eq!(later.iter().map(|(_, request)| *request).collect::<Vec<_>>(), [Request::Abort]);
+    one.answered(&cluster, u64::MAX).await.expect("answered");
+    assert_eq!(two.requests(&cluster).await, Ok(Vec::new()));
+    assert_eq!(one.requests(&other).await.map(|left| left.len()), Ok(1), "of another cluster");
 }
 
 async fn names_are_remembered(Handles { one, two, .. }: &Handles) {
