@@ -16,7 +16,7 @@ use kadence_core::apply::backup;
 use kadence_core::apply::drain;
 use kadence_core::apply::plan::{BackupMethod, BackupRef, DatastoreKind, Purpose};
 use kadence_core::apply::precondition::{self, Verdict};
-use kadence_core::apply::rollout::Rollout;
+use kadence_core::apply::rollout::{At, LOOK_HOLDS, Rollout};
 use kadence_core::config::{Probe, ProbeTest};
 use kadence_core::event::HoldCause;
 use kadence_core::ident::{ActionId, Digest, NodeName, RolloutId};
@@ -104,6 +104,17 @@ impl From<VaultError> for Ended {
     }
 }
 
+fn order(rollout: &Rollout, id: &ActionId, role: Role, task: Task) -> Order {
+    Order {
+        id: id.clone(),
+        turn: rollout.turn,
+        rollout: rollout.id.clone(),
+        plan: rollout.plan_hash.to_string(),
+        role,
+        task,
+    }
+}
+
 fn failed(kind: FailureKind, what: impl Into<String>) -> Ended {
     Ended::Failed(Failure { kind, what: what.into(), cause: None })
 }
@@ -130,7 +141,7 @@ impl Engine {
                     expect: swap.expect,
                     cold_copy: swap.cold_copy,
                 };
-                self.order(rollout, id, node, swap.role, task).await.map(|report| Report::Swapped {
+                self.swap(rollout, &order(rollout, id, swap.role, task), node).await.map(|report| Report::Swapped {
                     kept: report.kept,
                     already: report.already,
                     cold_copy: report.cold_copy,
@@ -461,15 +472,29 @@ impl Engine {
         role: Role,
         task: Task,
     ) -> Result<TaskReport, Ended> {
-        let order = Order {
-            id: id.clone(),
-            turn: rollout.turn,
-            rollout: rollout.id.clone(),
-            plan: rollout.plan_hash.to_string(),
-            role,
-            task,
-        };
+        let order = order(rollout, id, role, task);
         self.patiently(|| self.hosts.act(node, &order)).await
+    }
+
+    /// Sends the order that stops a node. One that could not be delivered for a while is only sent again if a new look
+    /// still allows it; whether the first one arrived after all does not matter, the node knows it by its id.
+    async fn swap(&self, rollout: &Rollout, order: &Order, node: &NodeName) -> Result<TaskReport, Ended> {
+        let step = rollout.step(node).filter(|_| rollout.nodes.get(node).is_some_and(|p| p.at == At::Swapping));
+        let began = self.clock.now();
+        self.patiently(|| async {
+            if let Some(step) = step
+                && self.clock.now().duration_since(began) > LOOK_HOLDS
+            {
+                let glance = self.glance().await.map_err(Ended::from)?;
+                let ours = rollout.in_hand();
+                if let Verdict::No(no) = precondition::judge(&rollout.plan.decision, step, &glance, &ours, &rollout.id)
+                {
+                    return Err(Ended::Unknown(format!("{node} was out of reach, and now: {}", no.what)));
+                }
+            }
+            self.hosts.act(node, order).await.map_err(Ended::from)
+        })
+        .await
     }
 
     async fn plain(

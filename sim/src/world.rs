@@ -1433,6 +1433,10 @@ impl State {
             Effect::Registered { node, life } if self.alive(&node, life) => self.registered(&node, life),
             Effect::Exited { node, life, class, line } if self.alive(&node, life) => self.exit(&node, class, line),
             Effect::Flap { node, life } if self.alive(&node, life) => self.flap(&node, life),
+            // It looks through its manifests every 15 s, so an API that is away for a moment costs a round.
+            Effect::Deployed { node, life } if self.alive(&node, life) && !self.serves(&node) => {
+                self.after(15 * SECOND, Effect::Deployed { node, life });
+            }
             Effect::Deployed { node, life } if self.alive(&node, life) => self.deployed(&node),
             Effect::Stopped { .. }
             | Effect::Restart { .. }

@@ -3,12 +3,13 @@
 //! The suites that use this run only where `KADENCE_E2E` says on what: `real` or `stand-in`. Elsewhere they say that
 //! they were skipped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// On what the suites run.
@@ -78,34 +79,103 @@ fn must(program: &str, args: &[&str]) -> String {
     out
 }
 
+/// Waits for a sign; fails after the time, and says what was waited for.
+pub fn eventually(what: &str, within: Duration, mut seen: impl FnMut() -> bool) {
+    let give_up = Instant::now() + within;
+    while !seen() {
+        assert!(Instant::now() < give_up, "waited {within:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A cluster on test hosts; taken away when dropped.
 pub struct Cluster {
     pub name: String,
     folder: PathBuf,
 }
 
+/// A node by the cluster's own word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSeen {
+    pub version: String,
+    pub ready: bool,
+    pub cordoned: bool,
+}
+
 impl Cluster {
     /// Brings a cluster up and waits until its nodes are Ready.
     pub fn up(topology: &str, name: &str, version: &str) -> Self {
         let _ = sh(&root().join("testbed/cluster"), &["down", name]);
+        // Before it is up, so that a boot that failed is taken away too.
+        let mut cluster = Self { name: name.to_owned(), folder: PathBuf::new() };
         let out = must("cluster", &["up", topology, name, "--version", version]);
-        let folder = PathBuf::from(out.lines().last().unwrap_or_default());
-        Self { name: name.to_owned(), folder }
+        cluster.folder = PathBuf::from(out.lines().last().unwrap_or_default());
+        cluster
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Runs a command on a node, as root.
+    fn host(&self, node: &str) -> String {
+        format!("{}-{node}", self.name)
+    }
+
+    /// Name, role and address of each node, servers first.
+    fn table(&self) -> Vec<(String, String, String)> {
+        let text = std::fs::read_to_string(self.file("nodes.tsv")).expect("the cluster's nodes");
+        let mut rows: Vec<_> = text
+            .lines()
+            .filter_map(|line| {
+                let mut words = line.split('\t').map(str::to_owned);
+                Some((words.next()?, words.next()?, words.next()?))
+            })
+            .collect();
+        rows.sort_by_key(|(name, role, _)| (role != "server", name.clone()));
+        rows
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        self.table().into_iter().map(|(name, ..)| name).collect()
+    }
+
+    pub fn servers(&self) -> Vec<String> {
+        self.table().into_iter().filter(|(_, role, _)| role == "server").map(|(name, ..)| name).collect()
+    }
+
+    pub fn address(&self, node: &str) -> String {
+        let row = self.table().into_iter().find(|(name, ..)| name == node);
+        row.unwrap_or_else(|| unknown_node(node)).2
+    }
+
+    /// The unit of a node's K3s.
+    pub fn unit(&self, node: &str) -> &'static str {
+        if self.servers().iter().any(|s| s == node) { "k3s" } else { "k3s-agent" }
+    }
+
+    /// Runs a command on a node by SSH, as root.
     pub fn ssh(&self, node: &str, command: &str) -> String {
         must("cluster", &["ssh", &self.name, node, command])
     }
 
+    /// Runs a command on a node without network or SSH, as root.
+    pub fn enter(&self, node: &str, command: &str) -> String {
+        must("hosts", &["enter", &self.host(node), "sh", "-c", command])
+    }
+
+    /// Where the files of a running host can be seen from here.
+    pub fn root(&self, node: &str) -> PathBuf {
+        PathBuf::from(must("hosts", &["root", &self.host(node)]).trim())
+    }
+
     /// A fault on one of its hosts, by the testbed's own command.
     pub fn fault(&self, fault: &str, node: &str, args: &[&str]) {
-        let host = format!("{}-{node}", self.name);
-        must("fault", &[&[fault, host.as_str()], args].concat());
+        must("fault", &[&[fault, &self.host(node)], args].concat());
+    }
+
+    /// Mends a fault; does nothing where there is none.
+    pub fn mend(&self, fault: &str, node: &str, args: &[&str]) {
+        must("fault", &[&["undo", fault, &self.host(node)], args].concat());
     }
 
     /// Asks the cluster itself, not Kadence, with the kubectl on its first server.
@@ -113,32 +183,147 @@ impl Cluster {
         self.ssh("s1", &format!("k3s kubectl {args}"))
     }
 
-    /// Each node's version and whether it is Ready and schedulable, by the cluster's own word.
-    pub fn nodes(&self) -> BTreeMap<String, (String, bool, bool)> {
-        let json: Value = serde_json::from_str(&self.kubectl("get nodes -o json")).expect("nodes in JSON");
+    /// A call to the API of the first server that answers, with the rights of the cluster's administrator.
+    pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        let keys = self.file("keys");
+        let key = |name: &str| keys.join(name).to_string_lossy().into_owned();
+        let content = match method {
+            "PATCH" => "content-type: application/merge-patch+json",
+            _ => "content-type: application/json",
+        };
+        let mut why = String::new();
+        for server in self.servers() {
+            let mut call = Command::new("curl");
+            call.args(["--silent", "--show-error", "--fail-with-body", "--connect-timeout", "2", "--max-time", "10"])
+                .args(["--cacert", &key("ca"), "--cert", &key("cert"), "--key", &key("key")])
+                .args(["--request", method, "--header", content]);
+            if let Some(body) = body {
+                call.args(["--data-binary", &body.to_string()]);
+            }
+            let output = call.arg(format!("https://{}:6443{path}", self.address(&server))).output().expect("curl");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            if output.status.success() {
+                return serde_json::from_str(&text).map_err(|e| format!("{path}: {e}: {text}"));
+            }
+            why = format!("{method} {path} on {server}: {text}{}", String::from_utf8_lossy(&output.stderr));
+            // 22: it answered, with an error.
+            if output.status.code() == Some(22) {
+                break;
+            }
+        }
+        Err(why)
+    }
+
+    pub fn get(&self, path: &str) -> Value {
+        self.api("GET", path, None).unwrap_or_else(|why| broken(&why))
+    }
+
+    pub fn create(&self, path: &str, body: &Value) {
+        self.api("POST", path, Some(body)).unwrap_or_else(|why| broken(&why));
+    }
+
+    pub fn delete(&self, path: &str) {
+        self.api("DELETE", path, None).unwrap_or_else(|why| broken(&why));
+    }
+
+    /// Cordons a node, or lifts that, as a person would with kubectl.
+    pub fn cordon(&self, node: &str, on: bool) {
+        let body = json!({ "spec": { "unschedulable": if on { json!(true) } else { Value::Null } } });
+        self.api("PATCH", &format!("/api/v1/nodes/{node}"), Some(&body)).unwrap_or_else(|why| broken(&why));
+    }
+
+    /// Each node by the cluster's own word.
+    pub fn nodes(&self) -> BTreeMap<String, NodeSeen> {
+        let json = self.get("/api/v1/nodes");
         let mut nodes = BTreeMap::new();
         for node in json["items"].as_array().into_iter().flatten() {
             let name = node["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let version = node["status"]["nodeInfo"]["kubeletVersion"].as_str().unwrap_or_default().to_owned();
-            let ready = node["status"]["conditions"]
-                .as_array()
-                .into_iter()
-                .flatten()
-                .any(|c| c["type"] == "Ready" && c["status"] == "True");
+            let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+            let ready = conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True");
             let cordoned = node["spec"]["unschedulable"] == true;
-            nodes.insert(name, (version, ready, cordoned));
+            nodes.insert(name, NodeSeen { version, ready, cordoned });
         }
         nodes
     }
 
-    /// Every node runs `version`, is Ready and takes pods.
+    pub fn node(&self, name: &str) -> NodeSeen {
+        self.nodes().remove(name).unwrap_or_else(|| unknown_node(name))
+    }
+
+    /// The nodes that run a version, by the cluster's own word.
+    pub fn on(&self, version: &str) -> BTreeSet<String> {
+        self.nodes().into_iter().filter(|(_, n)| n.version == version).map(|(name, _)| name).collect()
+    }
+
+    /// Every node runs `version`, is Ready and takes pods; the binary of that release is what is installed and what
+    /// runs; every member of etcd is healthy.
     pub fn assert_all_on(&self, version: &str) {
-        for (name, (is, ready, cordoned)) in self.nodes() {
-            assert_eq!(is, version, "{name}");
-            assert!(ready, "{name} is Ready");
-            assert!(!cordoned, "{name} is not cordoned");
+        for (name, node) in self.nodes() {
+            assert_eq!(node.version, version, "{name}");
+            assert!(node.ready, "{name} is Ready");
+            assert!(!node.cordoned, "{name} is not cordoned");
+        }
+        for name in self.names() {
+            self.assert_runs(&name, version);
+        }
+        if std::fs::read_to_string(self.file("datastore")).is_ok_and(|d| d.trim() == "etcd") {
+            for server in self.servers() {
+                let health = self.enter(&server, "curl --silent --max-time 5 http://127.0.0.1:2381/health");
+                assert!(health.contains("\"true\""), "etcd of {server}: {health}");
+            }
         }
     }
+
+    /// The installed file is that of the release, and K3s was started from it.
+    pub fn assert_runs(&self, node: &str, version: &str) {
+        let sums = std::fs::read_to_string(releases().join(version).join("sha256sum-amd64.txt")).expect("digests");
+        let published = sums.lines().find(|l| l.ends_with("k3s")).and_then(|l| l.split_whitespace().next());
+        let said = self.enter(
+            node,
+            &format!(
+                "sha256sum < /usr/local/bin/k3s; readlink /proc/$(systemctl show -p MainPID --value {})/exe",
+                self.unit(node)
+            ),
+        );
+        let mut lines = said.lines();
+        assert_eq!(lines.next().and_then(|l| l.split_whitespace().next()), published, "the installed file of {node}");
+        assert_eq!(lines.next(), Some("/usr/local/bin/k3s"), "what runs on {node} is the installed file");
+    }
+
+    /// How often a node's K3s was started since it booted, by its systemd's own word.
+    pub fn starts(&self, node: &str) -> usize {
+        let journal = format!("journalctl -q -o cat -b -u {} _PID=1 | grep -c ^Starting || true", self.unit(node));
+        self.enter(node, &journal).trim().parse().expect("a number")
+    }
+
+    /// Kadence's orders that a host knows, with what is told of each: `running`, `succeeded`, `failed`.
+    pub fn orders(&self, root: &Path) -> BTreeMap<String, String> {
+        let entries = std::fs::read_dir(root.join("var/lib/kadence/actions")).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| {
+                let state = std::fs::read_to_string(entry.path().join("state")).ok()?;
+                Some((entry.file_name().into_string().ok()?, state.trim().to_owned()))
+            })
+            .collect()
+    }
+
+    /// Whether a host was told to restart its K3s by an order that is still at work.
+    pub fn is_restarting(&self, root: &Path) -> bool {
+        self.orders(root).iter().any(|(id, state)| {
+            state == "running" && root.join("var/lib/kadence/actions").join(id).join("asked").exists()
+        })
+    }
+}
+
+#[expect(clippy::panic, reason = "a test that cannot ask its cluster has failed")]
+fn broken(why: &str) -> ! {
+    panic!("{why}")
+}
+
+#[expect(clippy::panic, reason = "a test that names a node that is not there has failed")]
+fn unknown_node(node: &str) -> ! {
+    panic!("the cluster has no node {node}")
 }
 
 impl Drop for Cluster {
@@ -157,6 +342,7 @@ pub struct Person {
 
 /// What a command of `kadence` ended in.
 pub struct Ran {
+    what: String,
     pub exit: i32,
     pub stdout: String,
     pub stderr: String,
@@ -165,7 +351,11 @@ pub struct Ran {
 impl Ran {
     /// Asserts the exit code; on another one everything that was said is shown.
     pub fn exits(self, code: i32) -> Self {
-        assert_eq!(self.exit, code, "exit code\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.exit, code,
+            "exit code of kadence {}\n--- stdout\n{}\n--- stderr\n{}",
+            self.what, self.stdout, self.stderr
+        );
         self
     }
 
@@ -173,7 +363,8 @@ impl Ran {
     pub fn says(self, text: &str) -> Self {
         assert!(
             self.stdout.contains(text) || self.stderr.contains(text),
-            "`{text}` was not said\n--- stdout\n{}\n--- stderr\n{}",
+            "kadence {}: `{text}` was not said\n--- stdout\n{}\n--- stderr\n{}",
+            self.what,
             self.stdout,
             self.stderr
         );
@@ -185,11 +376,24 @@ impl Ran {
     }
 }
 
+/// A plan that `kadence plan` made.
+pub struct Planned {
+    pub hash: String,
+    /// The nodes in the order in which they are changed.
+    pub order: Vec<String>,
+}
+
 impl Person {
-    /// Sits down before a cluster: `kadence init` with its flags.
+    /// Sits down before a cluster: `kadence init` with its flags. Nothing waits longer than it has to.
     pub fn before(cluster: &Cluster) -> Self {
+        Self::before_as(cluster, "root")
+    }
+
+    /// The same, with another SSH user.
+    pub fn before_as(cluster: &Cluster, user: &str) -> Self {
         let person = Self { folder: TempDir::new().expect("a folder"), releases: releases() };
         let file = |name: &str| cluster.file(name).to_string_lossy().into_owned();
+        let (kubeconfig, key, known_hosts) = (file("kubeconfig"), file("id"), file("known_hosts"));
         person
             .run(&[
                 "init",
@@ -199,13 +403,13 @@ impl Person {
                 "--environment",
                 "test",
                 "--kubeconfig",
-                &file("kubeconfig"),
+                &kubeconfig,
                 "--ssh-user",
-                "root",
+                user,
                 "--ssh-key",
-                &file("id"),
+                &key,
                 "--known-hosts",
-                &file("known_hosts"),
+                &known_hosts,
             ])
             .exits(0);
         person.edit("settle: 30s", "settle: 2s");
@@ -221,11 +425,29 @@ impl Person {
         self.folder.path().join("kadence.yaml")
     }
 
+    pub fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
     /// Changes a text in the configuration.
     pub fn edit(&self, from: &str, to: &str) {
         let text = std::fs::read_to_string(self.config()).expect("the configuration");
         assert!(text.contains(from), "`{from}` is in the configuration");
         std::fs::write(self.config(), text.replace(from, to)).expect("the configuration can be written");
+    }
+
+    /// Adds a part to the cluster's entry, which is the last one of the file. It begins with four spaces.
+    pub fn add(&self, part: &str) {
+        let text = std::fs::read_to_string(self.config()).expect("the configuration");
+        std::fs::write(self.config(), format!("{text}\n{part}\n")).expect("the configuration can be written");
+    }
+
+    /// Runs something with another configuration, and puts the old one back.
+    pub fn with(&self, from: &str, to: &str, story: impl FnOnce(&Self)) {
+        let text = std::fs::read_to_string(self.config()).expect("the configuration");
+        self.edit(from, to);
+        story(self);
+        std::fs::write(self.config(), text).expect("the configuration can be written");
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -241,61 +463,157 @@ impl Person {
         command
     }
 
+    /// Runs a command to its end.
     pub fn run(&self, args: &[&str]) -> Ran {
-        let output = self.command(args).output().expect("kadence can be started");
-        Ran {
-            exit: output.status.code().unwrap_or(-1),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        self.start(args).wait()
+    }
+
+    /// Runs a command to its end, started by another program: the words of that come first.
+    pub fn run_by(&self, starter: &[&str], args: &[&str]) -> Ran {
+        let kadence = self.command(args);
+        let mut command = Command::new(starter[0]);
+        command.args(&starter[1..]).arg(kadence.get_program()).args(kadence.get_args());
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        for (key, value) in kadence.get_envs() {
+            command.env(key, value.unwrap_or_default());
+        }
+        self.spawn(command, args.join(" ")).wait()
+    }
+
+    /// Makes a plan, with the flags of `kadence plan` beside the cluster's name.
+    pub fn plan(&self, flags: &[&str]) -> Planned {
+        let json = self.run(&[&["plan", "shop", "--output", "json"], flags].concat()).exits(0).json();
+        let hops = json["plan"]["decision"]["hops"].as_array().cloned().unwrap_or_default();
+        let steps = hops.iter().flat_map(|hop| hop["steps"].as_array().cloned().unwrap_or_default());
+        Planned {
+            hash: json["hash"].as_str().unwrap_or_default().to_owned(),
+            order: steps.filter_map(|step| step["node"].as_str().map(str::to_owned)).collect(),
         }
     }
 
     /// Starts a command and lets it run.
     pub fn start(&self, args: &[&str]) -> Running {
-        let log = self.folder.path().join(format!("{}.log", args.join("-").replace('/', "_")));
-        let out = std::fs::File::create(&log).expect("a log file");
-        let err = out.try_clone().expect("a log file");
-        let child = self.command(args).stdout(out).stderr(err).spawn().expect("kadence can be started");
-        Running { child, log }
+        self.spawn(self.command(args), args.join(" "))
+    }
+
+    fn spawn(&self, mut command: Command, what: String) -> Running {
+        let logs = TempDir::new_in(self.folder.path()).expect("a folder");
+        let file = |name: &str| std::fs::File::create(logs.path().join(name)).expect("a log file");
+        let (out, err) = (file("stdout"), file("stderr"));
+        let child = command.stdout(out).stderr(err).spawn().expect("kadence can be started");
+        Running { child, ended: None, logs, what }
     }
 }
 
-/// A command of `kadence` that runs.
+/// A command of `kadence` that runs; killed when dropped.
 pub struct Running {
     child: Child,
-    log: PathBuf,
+    ended: Option<ExitStatus>,
+    logs: TempDir,
+    what: String,
 }
 
+/// How long any command of `kadence` may take.
+const COMMAND: Duration = Duration::from_secs(600);
+
 impl Running {
+    fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.logs.path().join(name)).unwrap_or_default()
+    }
+
     pub fn said(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
+        self.log("stdout") + &self.log("stderr")
+    }
+
+    /// Whether it has ended by itself.
+    pub fn ended(&mut self) -> bool {
+        if self.ended.is_none() {
+            self.ended = self.child.try_wait().expect("a child");
+        }
+        self.ended.is_some()
     }
 
     /// Waits until it says this text; fails after the time, or if it ended before.
     pub fn until(&mut self, text: &str, within: Duration) {
+        self.until_seen(&format!("`{text}`"), within, |running| running.said().contains(text));
+    }
+
+    /// Waits for a sign in the world while it runs; fails after the time, or if it ended before.
+    pub fn until_seen(&mut self, what: &str, within: Duration, mut seen: impl FnMut(&Self) -> bool) {
         let give_up = Instant::now() + within;
-        while !self.said().contains(text) {
-            let ended = self.child.try_wait().expect("a child").is_some();
-            assert!(!ended || self.said().contains(text), "it ended before it said `{text}`:\n{}", self.said());
-            assert!(Instant::now() < give_up, "it did not say `{text}` within {within:?}:\n{}", self.said());
-            std::thread::sleep(Duration::from_millis(20));
+        loop {
+            let ended = self.ended();
+            if seen(self) {
+                return;
+            }
+            assert!(!ended, "kadence {} ended before {what}:\n{}", self.what, self.said());
+            assert!(Instant::now() < give_up, "kadence {}: no {what} within {within:?}:\n{}", self.what, self.said());
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// SIGKILL: no chance to write anything.
-    pub fn kill(mut self) {
-        self.child.kill().expect("a child");
-        self.child.wait().expect("a child");
+    /// Lets it stand still while something is done.
+    pub fn frozen(&self, meanwhile: impl FnOnce()) {
+        self.signal("STOP");
+        meanwhile();
+        self.signal("CONT");
+    }
+
+    pub fn signal(&self, name: &str) {
+        must_run("kill", &["-s", name, &self.child.id().to_string()]);
+    }
+
+    /// SIGKILL: no chance to write anything. Whether that was what ended it.
+    pub fn kill(mut self) -> bool {
+        if !self.ended() {
+            self.child.kill().expect("a child");
+            self.ended = Some(self.child.wait().expect("a child"));
+        }
+        self.ended.is_some_and(|status| status.signal().is_some())
     }
 
     pub fn wait(mut self) -> Ran {
-        let exit = self.child.wait().expect("a child").code().unwrap_or(-1);
-        Ran { exit, stdout: self.said(), stderr: String::new() }
+        let give_up = Instant::now() + COMMAND;
+        while !self.ended() {
+            assert!(Instant::now() < give_up, "kadence {} did not end:\n{}", self.what, self.said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let exit = self.ended.and_then(|status| status.code()).unwrap_or(-1);
+        Ran { what: self.what.clone(), exit, stdout: self.log("stdout"), stderr: self.log("stderr") }
     }
 }
 
-/// A release source whose `tag` is a program that prints its version and exits when it should run.
-pub fn broken_releases(tag: &str, folder: &Path) {
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.ended() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// How a release is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// It tells its version; when it should run it complains and exits.
+    ExitsAtOnce,
+    /// It tells its version; when it should run it does nothing, for ever.
+    Hangs,
+}
+
+/// A release source whose `tag` does not run.
+pub fn broken_releases(tag: &str, how: Broken, folder: &Path) {
+    let run = match how {
+        Broken::ExitsAtOnce => "echo 'Error: unrecognized feature gate: OldGate' >&2; exit 1",
+        Broken::Hangs => "exec sleep 86400",
+    };
+    let script =
+        format!("#!/bin/sh\ncase \"$1\" in\n  --version|-v) echo 'k3s version {tag} (broken)';;\n  *) {run};;\nesac\n");
+    changed_releases(tag, script.as_bytes(), folder);
+}
+
+/// A release source whose `tag` is this program, with the digest that belongs to it.
+pub fn changed_releases(tag: &str, program: &[u8], folder: &Path) {
     for known in tags() {
         if known != tag {
             std::os::unix::fs::symlink(releases().join(&known), folder.join(&known)).expect("a link");
@@ -303,19 +621,16 @@ pub fn broken_releases(tag: &str, folder: &Path) {
     }
     let release = folder.join(tag);
     std::fs::create_dir_all(&release).expect("a folder");
-    let script = format!(
-        "#!/bin/sh\ncase \"$1\" in\n  --version|-v) echo 'k3s version {tag} (broken)';;\n  \
-         *) echo 'Error: unrecognized feature gate: OldGate' >&2; exit 1;;\nesac\n"
-    );
     let binary = release.join("k3s");
-    std::fs::write(&binary, script).expect("a file");
+    std::fs::write(&binary, program).expect("a file");
     must_run("chmod", &["755", &binary.to_string_lossy()]);
     let sum = must_run("sha256sum", &[&binary.to_string_lossy()]);
     let sum = sum.split_whitespace().next().unwrap_or_default();
     std::fs::write(release.join("sha256sum-amd64.txt"), format!("{sum}  k3s\n")).expect("a file");
 }
 
-fn must_run(program: &str, args: &[&str]) -> String {
+/// Runs a program of this machine.
+pub fn must_run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().expect("a program of the system");
     assert!(output.status.success(), "{program} {}", args.join(" "));
     String::from_utf8_lossy(&output.stdout).into_owned()

@@ -1,6 +1,7 @@
 //! The project's own tasks: `cargo xtask --help`.
 
 mod arrows;
+mod e2e;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,14 +41,8 @@ enum Task {
         #[arg(long, value_name = "STORY")]
         replay: Option<String>,
     },
-    /// Run the end-to-end suite on test hosts
-    E2e {
-        /// Everything, on real K3s
-        #[arg(long)]
-        full: bool,
-        /// Only tests whose name contains this
-        filter: Option<String>,
-    },
+    /// Run the end-to-end suite on test hosts: on real K3s where a release source is there, else on the stand-in
+    E2e(e2e::Options),
     /// Measure, side by side in one run
     Bench {
         #[arg(trailing_var_arg = true)]
@@ -64,7 +59,7 @@ fn main() -> Result<()> {
         Task::Deny => deny(&root),
         Task::Generate { check } => generate(&root, check),
         Task::Explore { schedules, seed, replay } => explore(&root, schedules, seed, replay.as_deref()),
-        Task::E2e { full, filter } => e2e(&root, full, filter.as_deref()),
+        Task::E2e(options) => e2e::asked(&root, &options),
         Task::Bench { args } => {
             release_build(&root)?;
             let bench = root.join("testbed/bench");
@@ -100,6 +95,11 @@ fn cargo(root: &Path, args: &[&str]) -> Result<()> {
     run(Command::new(env!("CARGO")).args(args).current_dir(root))
 }
 
+/// Where cargo puts what it builds.
+fn target(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
 fn release_build(root: &Path) -> Result<()> {
     cargo(root, &["build", "--release", "--package", "kadence", "--package", "kadence-sim"])
 }
@@ -109,8 +109,10 @@ fn ci(root: &Path) -> Result<()> {
     arrows::check(root)?;
     cargo(root, &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     cargo(root, &["test", "--workspace"])?;
+    explore(root, 10_000, 1, None)?;
     generate(root, true)?;
-    deny(root)
+    deny(root)?;
+    e2e::ci(root)
 }
 
 /// Licences, sources and bans; the advisories' database lies on the network, so it is looked at only where it is.
@@ -150,46 +152,4 @@ fn explore(root: &Path, schedules: u64, seed: u64, replay: Option<&str>) -> Resu
         None => args.extend(["--schedules", &schedules, "--seed", &seed]),
     }
     cargo(root, &args)
-}
-
-/// Runs the suite on the stand-in, and on real K3s too where a release source is there.
-fn e2e(root: &Path, full: bool, filter: Option<&str>) -> Result<()> {
-    release_build(root)?;
-    run(&mut Command::new(root.join("testbed/install")))?;
-    let releases =
-        std::env::var_os("KADENCE_RELEASES").map_or_else(|| PathBuf::from("/var/tmp/kadence-releases"), PathBuf::from);
-    let real = releases.join("READY").exists() || std::env::var_os("KADENCE_RELEASES").is_some();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let built = target.join("release");
-    let imitations = target.join("stand-in");
-    run(Command::new(root.join("testbed/stand-in")).arg(&imitations).env("K3S_STANDIN", built.join("k3s-standin")))?;
-    let test = |on: &str, extent: &str| -> Result<()> {
-        announce(&format!("END TO END ON {} ({extent})", on.to_uppercase()));
-        let mut command = Command::new(env!("CARGO"));
-        command
-            .args(["test", "--release", "--package", "kadence-testbed", "--test", "e2e", "--"])
-            .args(["--nocapture", "--test-threads", "1"])
-            .env("KADENCE_E2E", on)
-            .env("KADENCE_E2E_EXTENT", extent)
-            .env("KADENCE_BIN", built.join("kadence"))
-            .env("KADENCE_RELEASES", if on == "real" { &releases } else { &imitations })
-            .current_dir(root);
-        if let Some(filter) = filter {
-            command.arg(filter);
-        }
-        run(&mut command)
-    };
-    if full {
-        if !real {
-            bail!("there is no release source: set KADENCE_RELEASES to a folder with <tag>/k3s");
-        }
-        return test("real", "full");
-    }
-    test("stand-in", "full")?;
-    if real {
-        test("real", "short")
-    } else {
-        announce("NO RELEASE SOURCE: real K3s was not tested (KADENCE_RELEASES names one)");
-        Ok(())
-    }
 }

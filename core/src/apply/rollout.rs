@@ -28,6 +28,10 @@ use crate::validate::baseline::{Baseline, Regression};
 use crate::validate::finding::{Finding, Verdict as Judged};
 use crate::version::Version;
 
+/// How old a look may be for a node to be stopped on the strength of it. What goes down by itself in between is not
+/// seen: short, yet longer than a cordon takes.
+pub const LOOK_HOLDS: SignedDuration = SignedDuration::from_secs(3);
+
 /// A rollout, rollback or restore as its events tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rollout {
@@ -99,6 +103,8 @@ pub struct NodeProgress {
     /// The rollout stood still while this node was in hand and not yet changed: whether it still is as planned is looked
     /// at before anything goes on with it.
     pub look_again: bool,
+    /// When the look ended that allows what comes next.
+    pub looked: Option<Timestamp>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -239,6 +245,7 @@ impl Rollout {
             proof: None,
             failure: None,
             look_again: false,
+            looked: None,
         };
         self.nodes = self.steps().iter().map(|s| (s.node.clone(), waiting.clone())).collect();
     }
@@ -404,7 +411,7 @@ impl Rollout {
                 self.prepared();
             }
             (Action::Look { before }, Outcome::Done { report: Report::Looked { glance }, .. }) => {
-                self.looked(before, glance);
+                self.looked(before, glance, at);
             }
             (Action::Cordon { node }, Outcome::Done { report: Report::Cordoned { was }, .. }) => {
                 let drains = self.step(node).is_some_and(|s| s.drain == Drain::Evict);
@@ -421,13 +428,13 @@ impl Rollout {
                     self.with(node, |p| {
                         p.cordon = Some(*was);
                         p.at = if drains { At::Draining } else { At::Swapping };
+                        p.look_again |= !drains && stale(p.looked, at);
                     });
                 }
             }
-            // A drain takes minutes: whether the node may still be stopped is looked at again.
             (Action::Drain { node }, Outcome::Done { .. }) => self.with(node, |p| {
                 p.at = At::Swapping;
-                p.look_again = true;
+                p.look_again |= stale(p.looked, at);
             }),
             (Action::Swap { node, swap }, Outcome::Done { report, .. }) => {
                 let back = self.nodes.get(node).is_some_and(|p| p.at == At::PuttingBack);
@@ -465,14 +472,29 @@ impl Rollout {
         }
     }
 
-    fn looked(&mut self, before: &[NodeName], glance: &Glance) {
+    fn looked(&mut self, before: &[NodeName], glance: &Glance, at: Timestamp) {
         let ours = self.in_hand();
         for node in before {
             let Some(step) = self.step(node) else { continue };
-            match precondition::judge(&self.plan.decision, step, glance, &ours, &self.id) {
+            let verdict = precondition::judge(&self.plan.decision, step, glance, &ours, &self.id);
+            self.with(node, |p| p.looked = Some(at));
+            match verdict {
                 // It goes on where it was: its open action is performed again under the same id.
                 Verdict::AsPlanned | Verdict::Done if self.nodes.get(node).is_some_and(|p| p.look_again) => {
                     self.with(node, |p| p.look_again = false);
+                }
+                // It is in hand, and may not be stopped any more. Nothing was changed on it, unless the order to do so
+                // was sent already: then only its result says.
+                Verdict::No(no) if self.nodes.get(node).is_some_and(|p| p.look_again) => {
+                    let of_node = |o: &Open| o.action.node() == Some(node);
+                    if !self.open.values().any(|o| of_node(o) && matches!(o.action, Action::Swap { .. })) {
+                        self.open.retain(|_, o| !of_node(o));
+                        self.with(node, |p| {
+                            p.look_again = false;
+                            p.at = At::GivingUp;
+                        });
+                    }
+                    self.stop_for(no);
                 }
                 // Somebody asked to stop while it was looked at: it is not begun.
                 _ if self.asked.is_some() => self.with(node, |p| p.at = At::Waiting),
@@ -492,21 +514,22 @@ impl Rollout {
     }
 
     fn uncordoned(&mut self, node: &NodeName, at: Timestamp) {
-        let gave_up = self.nodes.get(node).is_some_and(|p| p.at == At::GivingUp);
+        let gave_up = self.nodes.get(node).filter(|p| p.at == At::GivingUp).and_then(|p| p.failure.clone());
+        let held = self.hold.is_some();
         self.with(node, |p| {
             p.ended = Some(at);
             p.at = match p.at {
                 At::UncordoningBack => At::Back,
-                At::GivingUp => At::Looking,
+                // A person has to look, or has looked since.
+                At::GivingUp if held || p.failure.is_some() => At::Looking,
+                At::GivingUp => At::Waiting,
                 _ => At::Done,
             };
         });
-        if gave_up {
-            let what =
-                self.nodes.get(node).and_then(|p| p.failure.as_ref()).map(|f| f.what.clone()).unwrap_or_default();
+        if let Some(failure) = gave_up {
             self.stop_for(No {
                 cause: HoldCause::BudgetBlocks,
-                what: format!("{node} could not be drained: {what}"),
+                what: format!("{node} could not be drained: {}", failure.what),
                 next:
                     "make room (scale up, widen the budget), then resume; or abort, set `drain: never` and plan again"
                         .to_owned(),
@@ -785,7 +808,8 @@ impl Rollout {
         if !again.is_empty() && self.hold.is_none() && !asked {
             return vec![Action::Look { before: again }];
         }
-        let mut actions: Vec<Action> = hop.steps.iter().filter_map(|s| self.next_of(s)).collect();
+        let mut actions: Vec<Action> =
+            hop.steps.iter().filter_map(|s| self.next_of(s)).filter(|a| !self.waits_for_look(a)).collect();
         // Nodes in hand go on even while the rollout is held; a new one begins only if nothing speaks against it.
         let in_hand = self.nodes.values().any(|p| p.at.in_hand());
         let looking = self.open.values().any(|o| matches!(o.action, Action::Look { .. }));
@@ -939,6 +963,11 @@ impl Rollout {
         }
         mixed
     }
+}
+
+/// Whether too much may have happened since a node was looked at to stop it on the strength of that look.
+fn stale(looked: Option<Timestamp>, now: Timestamp) -> bool {
+    looked.is_none_or(|at| now.duration_since(at) > LOOK_HOLDS)
 }
 
 impl Trouble {
