@@ -19,9 +19,13 @@ pub(crate) struct Kadence {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done (check: ready) · 1 failed, a person is needed · 2 command line or configuration wrong ·
-3 refused or not ready, nothing was changed · 4 failed, and everything is back as it was ·
-5 held on purpose or for lack of knowledge (check: cannot determine), `kadence resume` goes on";
+Exit codes:
+  0  done; for check: ready
+  1  it failed, and a person is needed
+  2  the command line or the configuration is wrong
+  3  refused, or not ready: no service, cordon or binary was changed
+  4  it failed, and everything is back as it was
+  5  held on purpose or for lack of knowledge, kadence resume goes on; for check: cannot determine";
 
 #[derive(Args, Debug)]
 pub(crate) struct Global {
@@ -88,7 +92,6 @@ pub(crate) enum Command {
     /// Print completions for a shell
     Completions { shell: clap_complete::Shell },
     /// Write man pages into a folder
-    #[command(hide = true)]
     Man { folder: PathBuf },
 }
 
@@ -230,6 +233,20 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn help_shows_every_command_and_breaks_no_line_of_the_exit_codes() {
+        let mut kadence = Kadence::command();
+        for width in [60, 80, 100] {
+            let help = kadence.clone().term_width(width).render_help().to_string();
+            for line in EXIT_CODES.lines().filter(|l| l.chars().count() <= width) {
+                assert!(help.lines().any(|l| l == line), "{width}: {line}\n{help}");
+            }
+        }
+        let hidden: Vec<_> = kadence.get_subcommands().filter(|c| c.is_hide_set()).map(|c| c.get_name()).collect();
+        assert_eq!(hidden, Vec::<&str>::new());
+        assert!(kadence.render_help().to_string().contains("  man "));
+    }
 
     #[test]
     fn every_command_flag_and_choice_is_in_the_documents() {

@@ -60,6 +60,11 @@ impl Opened {
         })
     }
 
+    /// Where plans lie as files, to be read and to be kept elsewhere; the state has them, too.
+    pub(crate) fn plans(&self) -> PathBuf {
+        self.state.join("plans")
+    }
+
     pub(crate) async fn store(&self) -> Result<SqliteStore, Failure> {
         Ok(SqliteStore::open(&self.state).await?)
     }

@@ -12,3 +12,6 @@ pub mod signature;
 pub mod undo;
 pub mod verify;
 pub mod way_back;
+
+#[cfg(test)]
+mod tests;

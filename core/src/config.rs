@@ -70,6 +70,9 @@ pub struct Cluster {
     /// Checks that a person took upon themselves to overrule, for a time.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waivers: Vec<WaiverEntry>,
+    /// Agents that a person leaves out of updates, for a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<ExcludeEntry>,
 }
 
 /// How hosts are reached with SSH.
@@ -260,7 +263,35 @@ pub struct WaiverEntry {
     pub until: Timestamp,
 }
 
+/// An agent that a person leaves out of updates for a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExcludeEntry {
+    pub node: NodeName,
+    pub owner: String,
+    pub reason: String,
+    pub until: Timestamp,
+}
+
+impl ExcludeEntry {
+    /// Why the entry counts for nothing, as the end of a sentence about it; `None` if it counts.
+    pub fn fault(&self, now: Timestamp) -> Option<String> {
+        if self.owner.trim().is_empty() || self.reason.trim().is_empty() {
+            Some(format!("for {} lacks an owner or a reason", self.node))
+        } else if self.until <= now {
+            Some(format!("for {} ended at {}", self.node, self.until))
+        } else {
+            None
+        }
+    }
+}
+
 impl Cluster {
+    /// The agents that are left out of a plan that is made now.
+    pub fn excluded(&self, now: Timestamp) -> impl Iterator<Item = &ExcludeEntry> {
+        self.exclude.iter().filter(move |entry| entry.fault(now).is_none())
+    }
+
     /// Digest over what decides a plan: a change here makes a plan stale. Access paths and probes are not in it.
     pub fn policy_digest(&self) -> Digest {
         let decisive = (&self.update, &self.datastore, &self.waivers);

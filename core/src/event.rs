@@ -41,9 +41,13 @@ pub enum Event {
         plan: Box<Plan>,
         consent: Consent,
     },
-    /// A Kadence took its turn: at the start and at each resume. Nodes refuse lower turns.
+    /// A Kadence took its turn: at the start and at each resume. Nodes refuse lower turns, and the same turn of another
+    /// holder.
     TurnTaken {
         turn: u64,
+        /// Random, of this taking alone: two copies with a state each may come to the same number.
+        #[serde(default)]
+        holder: String,
     },
     /// Stored before an action is performed.
     Intent {
@@ -54,6 +58,9 @@ pub enum Event {
     Outcome {
         id: ActionId,
         outcome: Box<Outcome>,
+        /// Measured since the last event that says so; absent if nobody measures.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        outage: Option<OutageMeasured>,
     },
     /// Somebody asked from outside.
     Asked {
@@ -62,11 +69,19 @@ pub enum Event {
     /// The rollout stands still.
     Held {
         hold: Hold,
+        /// As with an outcome.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        outage: Option<OutageMeasured>,
     },
     Resumed,
+    /// A person declared these hosts powered off, in the middle of a restore.
+    DeclaredOff {
+        nodes: Vec<crate::ident::NodeName>,
+    },
     /// The last event; nothing follows.
     Ended {
         ending: Ending,
+        /// As with an outcome: that of the whole rollout is the sum over its events.
         outage: Option<OutageMeasured>,
     },
 }
@@ -133,7 +148,8 @@ pub enum Ending {
     Aborted { mixed: BTreeMap<String, Vec<String>> },
 }
 
-/// The outage of the API, measured every 100 ms over the servers in turn.
+/// The outage of the API, measured every 100 ms over the servers in turn, by the Kadence that is at work: nobody measures
+/// while a rollout is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutageMeasured {
     pub reads: Gap,
@@ -141,9 +157,28 @@ pub struct OutageMeasured {
     pub probes: u32,
 }
 
+impl OutageMeasured {
+    /// Both together, of one rollout.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            reads: self.reads.and(other.reads),
+            writes: self.writes.and(other.writes),
+            probes: self.probes.saturating_add(other.probes),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
-    /// The longest time between two successes beyond the probe's own pace.
+    /// The longest time between two successes beyond the probe's own pace; before the first success, since the probing
+    /// began.
     pub longest: SignedDuration,
     pub failed: u32,
+}
+
+impl Gap {
+    fn and(self, other: Self) -> Self {
+        Self { longest: self.longest.max(other.longest), failed: self.failed.saturating_add(other.failed) }
+    }
 }

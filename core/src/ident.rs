@@ -106,6 +106,21 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// Of all that is read until the end.
+    ///
+    /// # Errors
+    /// As reading has them.
+    pub fn of_all(mut bytes: impl std::io::Read) -> std::io::Result<Self> {
+        let mut sum = Sha256::new();
+        let mut buffer = vec![0; 256 << 10];
+        loop {
+            match bytes.read(&mut buffer)? {
+                0 => return Ok(Self(sum.finalize().into())),
+                read => sum.update(&buffer[..read]),
+            }
+        }
+    }
+
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

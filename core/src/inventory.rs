@@ -9,6 +9,7 @@ pub(crate) mod example;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -259,6 +260,9 @@ pub struct ApiNode {
     pub etcd_label: bool,
     pub version: Fact<Version>,
     pub ready: Fact<bool>,
+    /// When the kubelet last reported its state, in whole seconds of the node's own clock: `lastHeartbeatTime` of the
+    /// condition Ready. Written at once when a kubelet starts, with every change, and every 5 minutes.
+    pub reported: Fact<Timestamp>,
     pub internal_ip: Option<String>,
     pub arch: Fact<Arch>,
     /// From the annotation `etcd.k3s.cattle.io/node-name`.
@@ -355,6 +359,8 @@ pub struct Surroundings {
     pub broken_api_services: Fact<Vec<String>>,
     pub packaged: Fact<Vec<Packaged>>,
     pub helm_releases: Fact<Vec<HelmRelease>>,
+    /// HelmChartConfigs, which change the values of packaged charts: names in `kube-system`, else `namespace/name`.
+    pub chart_configs: Fact<Vec<String>>,
     pub storage: Fact<Storage>,
     pub managers: Fact<Vec<Manager>>,
     /// The newest ETCDSnapshotFile that is ready to use: when it was made.
@@ -444,6 +450,19 @@ pub struct LeaseHolder {
     pub plan: Option<String>,
 }
 
+impl LeaseHolder {
+    /// How often whoever is at work renews it.
+    pub const RENEWED_EVERY: SignedDuration = SignedDuration::from_secs(20);
+    /// How long it speaks for its holder. It cannot be renewed while a single server restarts, nor while etcd has no
+    /// leader: both are over in less, or not at work any more.
+    pub const SPEAKS_FOR: SignedDuration = SignedDuration::from_mins(3);
+
+    /// Whether its holder is at work, as far as a Lease can tell.
+    pub fn is_at_work(&self, now: Timestamp) -> bool {
+        now.duration_since(self.renewed) < Self::SPEAKS_FOR
+    }
+}
+
 // --------------------------------------------------------------------------------------------- from the hosts
 
 /// What one look at a host over SSH found. Secrets are not in here: tokens appear as keyed hashes, arguments pass an
@@ -482,6 +501,40 @@ pub struct HostFacts {
     pub records: Vec<ActionRecord>,
     /// Custom containerd templates: `config.toml.tmpl`, `config-v3.toml.tmpl`.
     pub containerd_templates: Vec<String>,
+    /// What a start of K3s reads, and when it last started.
+    pub last_start: Fact<LastStart>,
+    /// Where K3s looks for the host's address if nothing tells it.
+    pub addresses: Fact<Addresses>,
+}
+
+/// When K3s was started, and what on the disk its next start reads. Times are the host's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastStart {
+    /// When the unit's main process was started; `None` if there is none.
+    pub at: Option<Timestamp>,
+    pub reads: Vec<StartFile>,
+    /// By systemd's `NeedDaemonReload`: the unit's files are others than systemd has in memory.
+    pub needs_daemon_reload: Fact<bool>,
+}
+
+/// A file that a start of K3s reads: configuration, the unit and its environment, `registries.yaml`, templates.
+/// Times in whole seconds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct StartFile {
+    pub path: String,
+    /// When its contents last changed, as the file says (mtime). Can be set to anything.
+    pub written: Timestamp,
+    /// When its contents, its name or its rights last changed (ctime). Cannot be set.
+    pub changed: Timestamp,
+}
+
+/// The host's addresses that another host can reach, as they are now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// The interface of the first default route, IPv4's before IPv6's; `None` if there is no default route.
+    pub default_route: Option<String>,
+    /// By interface, in the kernel's order.
+    pub interfaces: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// How K3s is installed on a host.
@@ -663,6 +716,7 @@ impl Inventory {
                 broken_api_services: away(),
                 packaged: away(),
                 helm_releases: away(),
+                chart_configs: away(),
                 storage: away(),
                 managers: away(),
                 newest_snapshot: away(),

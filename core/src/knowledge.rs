@@ -6,6 +6,7 @@
 pub mod components;
 pub mod flags;
 pub mod gates;
+pub mod needs;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -13,6 +14,7 @@ use std::sync::LazyLock;
 use crate::knowledge::components::{Components, KineFormats};
 use crate::knowledge::flags::Flags;
 use crate::knowledge::gates::Gates;
+use crate::knowledge::needs::Needs;
 use crate::version::{Minor, Version};
 
 /// All that is known.
@@ -22,6 +24,7 @@ pub struct Knowledge {
     kine: KineFormats,
     flags: Flags,
     gates: Gates,
+    needs: Needs,
 }
 
 /// The texts that [`Knowledge::parse`] reads, in the formats of `knowledge/README.md`.
@@ -32,6 +35,7 @@ pub struct Files<'a> {
     pub flags: &'a str,
     pub component_flags: &'a str,
     pub gates: &'a str,
+    pub hop_needs: &'a str,
 }
 
 impl Files<'static> {
@@ -42,6 +46,7 @@ impl Files<'static> {
         flags: include_str!("../../knowledge/flags.tsv"),
         component_flags: include_str!("../../knowledge/component-flags.tsv"),
         gates: include_str!("../../knowledge/gates.tsv"),
+        hop_needs: include_str!("../../knowledge/hop-needs.tsv"),
     };
 }
 
@@ -77,6 +82,7 @@ impl Knowledge {
             kine: KineFormats::parse(files.kine_formats)?,
             flags: Flags::parse(files.flags, files.component_flags)?,
             gates: Gates::parse(files.gates)?,
+            needs: Needs::parse(files.hop_needs)?,
         })
     }
 
@@ -95,6 +101,10 @@ impl Knowledge {
 
     pub fn gates(&self) -> &Gates {
         &self.gates
+    }
+
+    pub fn needs(&self) -> &Needs {
+        &self.needs
     }
 }
 
@@ -228,8 +238,9 @@ mod tests {
 
     #[test]
     fn the_data_stays_small() {
-        let Files { components, kine_formats, flags, component_flags, gates } = Files::EMBEDDED;
-        let bytes: usize = [components, kine_formats, flags, component_flags, gates].iter().map(|f| f.len()).sum();
+        let Files { components, kine_formats, flags, component_flags, gates, hop_needs } = Files::EMBEDDED;
+        let bytes: usize =
+            [components, kine_formats, flags, component_flags, gates, hop_needs].iter().map(|f| f.len()).sum();
         assert!(bytes < 400_000, "{bytes} bytes: it is part of every binary");
     }
 }

@@ -6,6 +6,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
+use tokio::time::sleep;
 
 use kadence_core::apply::action::Outcome;
 use kadence_core::apply::rollout::{Phase, Rollout, Wanted};
@@ -16,6 +17,7 @@ use kadence_core::inventory::{LeaseHolder, Role};
 use crate::outage::Probing;
 use crate::perform::Superseded;
 use crate::ports::{Keep, Progress};
+use crate::prove::to_std;
 use crate::{Engine, EngineError};
 
 /// How a drive came to its end.
@@ -39,11 +41,14 @@ impl Engine {
             FuturesUnordered::new();
         let mut in_flight: BTreeSet<ActionId> = BTreeSet::new();
         let mut probing: Option<Probing> = None;
+        let mut renewing = self.keep_announcing(rollout);
         loop {
             self.hear(rollout).await?;
             if probing.is_none() && matches!(rollout.phase, Phase::Rolling | Phase::Restoring) {
-                probing = Some(Probing::start(self.api.clone(), self.servers(rollout)));
+                let (servers, so_far) = (self.servers(rollout), rollout.outage.unwrap_or_default());
+                probing = Probing::start(self.api.clone(), servers, so_far, self.observer.clone());
             }
+            let measured = || probing.as_ref().and_then(Probing::take);
             match rollout.wanted() {
                 Wanted::Actions(wanted) => {
                     for (id, action) in wanted {
@@ -65,17 +70,16 @@ impl Engine {
                     }
                 }
                 Wanted::Hold(hold) => {
-                    self.record(rollout, Event::Held { hold: hold.clone() }).await?;
+                    self.record(rollout, Event::Held { hold: hold.clone(), outage: measured() }).await?;
                     self.announce(rollout, false).await;
                     return Ok(Driven::Held(hold));
                 }
                 Wanted::End(ending) => {
-                    let outage = probing.as_ref().map(Probing::measured);
                     // Before the last event: killed in the middle of it, the next Kadence does it again.
                     if ending == Ending::Completed {
                         self.tidy(rollout).await;
                     }
-                    self.record(rollout, Event::Ended { ending: ending.clone(), outage }).await?;
+                    self.record(rollout, Event::Ended { ending: ending.clone(), outage: measured() }).await?;
                     self.announce(rollout, true).await;
                     return Ok(Driven::Ended(ending));
                 }
@@ -101,14 +105,13 @@ impl Engine {
                             // What was asked while it was under way comes first: a look that ends after it must not
                             // begin another node.
                             self.hear(rollout).await?;
-                            self.record(rollout, Event::Outcome { id, outcome: Box::new(outcome) }).await?;
-                            if let Some(probing) = &probing {
-                                self.observer.progress(&Progress::Outage(probing.measured()));
-                            }
+                            let outcome = Event::Outcome { id, outcome: Box::new(outcome), outage: measured() };
+                            self.record(rollout, outcome).await?;
                         }
                         Err(Superseded(why)) => return Err(EngineError::Superseded(why)),
                     }
                 }
+                () = &mut renewing => {}
             }
         }
     }
@@ -168,18 +171,41 @@ impl Engine {
             .nodes
             .iter()
             .filter(|(_, n)| n.role == Role::Server)
-            .filter_map(|(name, _)| known.get(name).cloned())
+            .filter_map(|(name, _)| {
+                let address = known.get(name).or_else(|| rollout.plan.seen.addresses.get(name));
+                if address.is_none() {
+                    let what = format!("no address of {name} is known: whether its API answers is not measured");
+                    self.observer.progress(&Progress::Say(what));
+                }
+                address.cloned()
+            })
             .collect()
     }
 
-    /// Tells others through the cluster's Lease who works on it. Nothing depends on it, so failing is no matter.
+    /// Tells others through the cluster's Lease who works on it. It fences nothing, so failing is no matter.
     pub(crate) async fn announce(&self, rollout: &Rollout, over: bool) {
-        let holder = LeaseHolder {
+        let holder = self.lease(rollout);
+        let _ = self.api.announce((!over).then_some(&holder)).await;
+    }
+
+    /// Renews the Lease for as long as it is polled, beside all else: others read from its age whether we are at work.
+    fn keep_announcing(&self, rollout: &Rollout) -> BoxFuture<'static, ()> {
+        let (engine, holder) = (self.clone(), self.lease(rollout));
+        async move {
+            loop {
+                sleep(to_std(LeaseHolder::RENEWED_EVERY)).await;
+                let _ = engine.api.announce(Some(&LeaseHolder { renewed: engine.clock.now(), ..holder.clone() })).await;
+            }
+        }
+        .boxed()
+    }
+
+    fn lease(&self, rollout: &Rollout) -> LeaseHolder {
+        LeaseHolder {
             holder: self.actor.clone(),
             renewed: self.clock.now(),
             rollout: Some(rollout.id.to_string()),
             plan: Some(rollout.plan_hash.to_string()),
-        };
-        let _ = self.api.announce((!over).then_some(&holder)).await;
+        }
     }
 }

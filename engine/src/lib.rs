@@ -3,6 +3,8 @@
 //! [`Engine`] holds the ports of one cluster. [`inspect`](Engine::inspect) gathers facts; [`drive`](Engine::drive)
 //! carries a rollout on until it ends or holds. Nothing here decides what is safe: that is asked of core each time.
 
+mod back;
+mod backup;
 pub mod config;
 #[cfg(feature = "contract")]
 pub mod contract;
@@ -21,6 +23,7 @@ use kadence_core::config::Cluster;
 use kadence_core::ident::{ClusterName, NodeName};
 use kadence_core::knowledge::Knowledge;
 
+pub use back::WayBack;
 pub use drive::{Driven, Stop};
 pub use start::{StartError, Wish};
 

@@ -5,21 +5,19 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::path::Path;
 use std::time::Duration;
 
 use jiff::SignedDuration;
 use tokio::time::{Instant, sleep};
 
-use kadence_core::apply::action::{Action, BackupReceipt, CordonWas, Failure, FailureKind, Outcome, Report, Swap};
-use kadence_core::apply::backup;
+use kadence_core::apply::action::{Action, CordonWas, Failure, FailureKind, Outcome, Report, Swap};
 use kadence_core::apply::drain;
-use kadence_core::apply::plan::{BackupMethod, BackupRef, DatastoreKind, Purpose};
+use kadence_core::apply::plan::{DatastoreKind, DeclaredOutage, Purpose};
 use kadence_core::apply::precondition::{self, Verdict};
 use kadence_core::apply::rollout::{At, LOOK_HOLDS, Rollout};
 use kadence_core::config::{Probe, ProbeTest};
 use kadence_core::event::HoldCause;
-use kadence_core::ident::{ActionId, Digest, NodeName, RolloutId};
+use kadence_core::ident::{ActionId, Digest, NodeName};
 use kadence_core::inventory::{Inventory, Mark, Role};
 use kadence_core::validate::after;
 use kadence_core::validate::baseline::{Baseline, regressions};
@@ -29,9 +27,9 @@ use kadence_core::validate::prove::Goal;
 use kadence_core::version::Version;
 
 use crate::Engine;
+use crate::backup;
 use crate::ports::{
-    ApiError, ArtifactKind, Eviction, HostError, Order, Progress, ReleaseError, RemoteFile, Task, TaskReport,
-    VaultError,
+    ApiError, ArtifactKind, Eviction, HostError, Order, Progress, ReleaseError, Task, TaskReport, VaultError,
 };
 use crate::prove::to_std;
 
@@ -39,19 +37,21 @@ use crate::prove::to_std;
 /// restart and a leader's election, shorter than a person's patience.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the cluster may look unhealthy before a step is put off: elections and restarts settle within it.
-const SETTLES_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const SETTLES_WITHIN: Duration = Duration::from_secs(30);
 /// How often a disruption budget is asked again.
 const ASK_BUDGET_AGAIN: Duration = Duration::from_secs(2);
-/// Our snapshots on a server, beside the one just made.
-const SNAPSHOTS_KEPT: u32 = 3;
 
 /// Another Kadence has taken over: nothing more may be written or done.
 #[derive(Debug)]
 pub(crate) struct Superseded(pub String);
 
 /// What an action ended in before it is an outcome.
-enum Ended {
+pub(crate) enum Ended {
     Failed(Failure),
+    /// Somebody else wrote to the object in the same moment: nothing was changed, and it may be tried anew.
+    Conflict(String),
+    /// The node has no file with the digest that it was told to put in place.
+    NotStaged(String),
     Unknown(String),
     Superseded(String),
 }
@@ -68,6 +68,7 @@ impl From<HostError> for Ended {
             HostError::HostKey { .. } => failed(FailureKind::Changed),
             HostError::Sudo { .. } => failed(FailureKind::Refused),
             HostError::Failed { code, .. } if code == "changed" => failed(FailureKind::Changed),
+            HostError::Failed { code, .. } if code == "not-staged" => Self::NotStaged(what),
             HostError::Failed { .. } => failed(FailureKind::Refused),
         }
     }
@@ -77,7 +78,8 @@ impl From<ApiError> for Ended {
     fn from(error: ApiError) -> Self {
         match error {
             ApiError::NoWay(_) => Self::Unknown(error.to_string()),
-            ApiError::NotFound(_) | ApiError::Conflict(_) => failed(FailureKind::Changed, error.to_string()),
+            ApiError::Conflict(_) => Self::Conflict(error.to_string()),
+            ApiError::NotFound(_) => failed(FailureKind::Changed, error.to_string()),
             ApiError::Denied(_) | ApiError::Answered(_) => failed(FailureKind::Refused, error.to_string()),
         }
     }
@@ -104,10 +106,11 @@ impl From<VaultError> for Ended {
     }
 }
 
-fn order(rollout: &Rollout, id: &ActionId, role: Role, task: Task) -> Order {
+pub(crate) fn order(rollout: &Rollout, id: &ActionId, role: Role, task: Task) -> Order {
     Order {
         id: id.clone(),
         turn: rollout.turn,
+        holder: rollout.holder.clone(),
         rollout: rollout.id.clone(),
         plan: rollout.plan_hash.to_string(),
         role,
@@ -115,7 +118,7 @@ fn order(rollout: &Rollout, id: &ActionId, role: Role, task: Task) -> Order {
     }
 }
 
-fn failed(kind: FailureKind, what: impl Into<String>) -> Ended {
+pub(crate) fn failed(kind: FailureKind, what: impl Into<String>) -> Ended {
     Ended::Failed(Failure { kind, what: what.into(), cause: None })
 }
 
@@ -142,9 +145,9 @@ impl Engine {
                     cold_copy: swap.cold_copy,
                 };
                 self.swap(rollout, &order(rollout, id, swap.role, task), node).await.map(|report| Report::Swapped {
+                    cold_copy: backup::cold_copy(rollout, &report),
                     kept: report.kept,
                     already: report.already,
-                    cold_copy: report.cold_copy,
                 })
             }
             Action::Prove { node, role, version, settle, within } => {
@@ -153,6 +156,7 @@ impl Engine {
                 return Ok(self.prove(id, &goal, address.as_deref()).await);
             }
             Action::Uncordon { node } => self.uncordon(rollout, node).await,
+            Action::Compare { .. } => self.compare(rollout).await,
             Action::Validate { hop } => self.validate_hop(rollout, id, *hop).await,
             Action::Stop { node, role } => self.plain(rollout, id, node, *role, Task::Stop).await,
             Action::Place { node, swap } => self.place(rollout, id, node, swap).await,
@@ -169,13 +173,19 @@ impl Engine {
         match ended {
             Ok(report) => Ok(Outcome::Done { took, report }),
             Err(Ended::Failed(failure)) => Ok(Outcome::Failed { took, failure }),
+            Err(Ended::Conflict(what)) => {
+                Ok(Outcome::Failed { took, failure: Failure { kind: FailureKind::Changed, what, cause: None } })
+            }
+            Err(Ended::NotStaged(what)) => {
+                Ok(Outcome::Failed { took, failure: Failure { kind: FailureKind::Refused, what, cause: None } })
+            }
             Err(Ended::Unknown(why)) => Ok(Outcome::Unknown { why }),
             Err(Ended::Superseded(why)) => Err(Superseded(why)),
         }
     }
 
     /// Tries again while nobody is reached, for [`PATIENCE`]. Only for what may be asked twice.
-    async fn patiently<T, E, F>(&self, mut ask: impl FnMut() -> F) -> Result<T, Ended>
+    pub(crate) async fn patiently<T, E, F>(&self, mut ask: impl FnMut() -> F) -> Result<T, Ended>
     where
         E: Into<Ended>,
         F: Future<Output = Result<T, E>>,
@@ -268,108 +278,21 @@ impl Engine {
         Ok(Report::Staged { bytes: staged.bytes, already_there: staged.already_there })
     }
 
-    // ------------------------------------------------------------------------------------------------ the backup
-
-    async fn back_up(
-        &self,
-        rollout: &Rollout,
-        id: &ActionId,
-        hop: usize,
-        method: &BackupMethod,
-    ) -> Result<Report, Ended> {
-        let at_least = self.patiently(|| self.api.revision()).await?;
-        let scratch = self.vault.scratch()?;
-        let made = self.back_up_into(&scratch, rollout, id, hop, method, at_least).await;
-        self.vault.discard(&scratch);
-        made.map(|backup| Report::BackedUp { backup })
-    }
-
-    async fn back_up_into(
-        &self,
-        scratch: &Path,
-        rollout: &Rollout,
-        id: &ActionId,
-        hop: usize,
-        method: &BackupMethod,
-        at_least: u64,
-    ) -> Result<BackupReceipt, Ended> {
-        let name = format!("{}-hop{}", rollout.id, hop + 1);
-        // Performed again after a kill, the datastore has gone on: the backup is made anew, under an id of its own. The
-        // stored result of the first time would not reach the revision that was seen now.
-        let part = |what: &str| id.part(&format!("{what}-{at_least}"));
-        let mut files = BTreeMap::new();
-        let mut caveats = Vec::new();
-        let database = scratch.join("datastore");
-        let (revision, digest, bytes, on_node) = match method {
-            BackupMethod::EtcdSnapshot { server } => {
-                let task = Task::EtcdSnapshot { name: format!("kadence-{name}-{at_least}") };
-                let file = one_file(self.order(rollout, &part("snapshot"), server, Role::Server, task).await?)?;
-                self.patiently(|| self.hosts.pull(server, &file, &database)).await?;
-                let facts = read_snapshot(&database, at_least).await?;
-                let prune = Task::PruneSnapshots { keep: SNAPSHOTS_KEPT };
-                // A snapshot too many is no reason to stop.
-                let _ = self.order(rollout, &part("prune"), server, Role::Server, prune).await;
-                (Some(facts.revision), file.digest, file.bytes, Some(file.path))
-            }
-            BackupMethod::SqliteOnline { server, .. } | BackupMethod::SqliteStopped { server } => {
-                let task = match method {
-                    BackupMethod::SqliteOnline { tool, .. } => Task::SqliteBackup { tool: *tool },
-                    _ => Task::SqliteStoppedCopy,
-                };
-                let report = self.order(rollout, &part("sqlite"), server, Role::Server, task).await?;
-                let (integrity, revision) = (report.integrity.clone(), report.revision);
-                let file = one_file(report)?;
-                let integrity = integrity.unwrap_or_default();
-                backup::judge_sqlite(&integrity, revision.unwrap_or_default(), at_least)
-                    .map_err(|e| failed(FailureKind::BackupUnusable, e.to_string()))?;
-                self.patiently(|| self.hosts.pull(server, &file, &database)).await?;
-                (revision, file.digest, file.bytes, Some(file.path))
-            }
-            BackupMethod::Command { .. } => {
-                let argv = self.config.datastore.as_ref().map(|d| d.backup.clone()).unwrap_or_default();
-                let run = self
-                    .prober
-                    .command(&argv, None, Some(&database))
-                    .await
-                    .map_err(|why| failed(FailureKind::BackupUnusable, why))?;
-                if run.exit != 0 || run.bytes_out == 0 {
-                    let what = format!("the backup command ended with {} and wrote {} bytes", run.exit, run.bytes_out);
-                    return Err(failed(FailureKind::BackupUnusable, what));
-                }
-                caveats
-                    .push("of an external datastore only the command's exit and its output's size were judged".into());
-                (None, Digest::of(&[]), run.bytes_out, None)
-            }
-        };
-        files.insert("datastore".to_owned(), database);
-        // Without the token and the configuration no snapshot can be used on a fresh host.
-        if let Some(server) = first_server(rollout, method) {
-            let archive = self.order(rollout, &id.part("archive"), &server, Role::Server, Task::Archive).await?;
-            let file = one_file(archive)?;
-            let path = scratch.join("configuration.tar");
-            self.patiently(|| self.hosts.pull(&server, &file, &path)).await?;
-            files.insert("configuration.tar".to_owned(), path);
-        }
-        let version = rollout.step_versions().min().cloned().unwrap_or_else(|| rollout.plan.decision.target.clone());
-        let page = page(&name, method, &version);
-        let kept = self.vault.keep(&name, &files, &page).await?;
-        let backup = BackupRef { name, taken: self.clock.now(), version, digest, method: method.clone(), on_node };
-        Ok(BackupReceipt { backup, bytes, revision, at_least: Some(at_least), files: kept, caveats })
-    }
-
     // --------------------------------------------------------------------------------------------------- a node
 
     async fn look(&self, rollout: &Rollout, before: &[NodeName]) -> Result<Report, Ended> {
         let give_up = Instant::now() + SETTLES_WITHIN;
         loop {
+            let began = Instant::now();
             let glance = self.patiently(|| self.glance()).await?;
+            let slow = began.elapsed() > to_std(LOOK_HOLDS);
             let ours = rollout.in_hand();
             let passing = before.iter().filter_map(|n| rollout.step(n)).any(|step| {
                 let verdict = precondition::judge(&rollout.plan.decision, step, &glance, &ours, &rollout.id);
                 matches!(verdict, Verdict::No(no) if matches!(no.cause, HoldCause::ClusterNotHealthy | HoldCause::Unknown))
             });
             // What may settle by itself is looked at again; what somebody changed will not.
-            if !passing || Instant::now() >= give_up {
+            if !(passing || slow) || Instant::now() >= give_up {
                 return Ok(Report::Looked { glance: Box::new(glance) });
             }
             sleep(Duration::from_secs(1)).await;
@@ -383,14 +306,7 @@ impl Engine {
             plan: rollout.plan_hash.to_string(),
             step: format!("{node} {version}"),
         };
-        let was = loop {
-            match self.patiently(|| self.api.cordon(node, &mark)).await {
-                // Somebody wrote to the node in the same moment (the kubelet does so all the time).
-                Err(Ended::Failed(Failure { kind: FailureKind::Changed, what, .. })) if what.contains("in between") => {
-                }
-                other => break other?,
-            }
-        };
+        let was = self.through_conflicts(|| self.api.cordon(node, &mark)).await?;
         Ok(Report::Cordoned { was })
     }
 
@@ -399,18 +315,22 @@ impl Engine {
         if rollout.nodes.get(node).is_some_and(|p| p.cordon == Some(CordonWas::Foreign)) {
             return Ok(Report::Plain);
         }
+        if self.through_conflicts(|| self.api.uncordon(node, &rollout.id)).await? {
+            return Ok(Report::Plain);
+        }
+        Err(failed(FailureKind::Changed, format!("{node} is cordoned with another mark than ours")))
+    }
+
+    /// Tries again while somebody else writes to the object in the same moment: the kubelet does so all the time.
+    async fn through_conflicts<T, F>(&self, mut ask: impl FnMut() -> F) -> Result<T, Ended>
+    where
+        F: Future<Output = Result<T, ApiError>>,
+    {
+        let give_up = Instant::now() + PATIENCE;
         loop {
-            match self.patiently(|| self.api.uncordon(node, &rollout.id)).await {
-                Err(Ended::Failed(Failure { kind: FailureKind::Changed, what, .. })) if what.contains("in between") => {
-                }
-                Ok(true) => return Ok(Report::Plain),
-                Ok(false) => {
-                    return Err(failed(
-                        FailureKind::Changed,
-                        format!("{node} is cordoned with another mark than ours"),
-                    ));
-                }
-                Err(ended) => return Err(ended),
+            match self.patiently(&mut ask).await {
+                Err(Ended::Conflict(_)) if Instant::now() < give_up => sleep(Duration::from_millis(100)).await,
+                other => return other,
             }
         }
     }
@@ -464,7 +384,7 @@ impl Engine {
         }
     }
 
-    async fn order(
+    pub(crate) async fn order(
         &self,
         rollout: &Rollout,
         id: &ActionId,
@@ -479,13 +399,19 @@ impl Engine {
     /// Sends the order that stops a node. One that could not be delivered for a while is only sent again if a new look
     /// still allows it; whether the first one arrived after all does not matter, the node knows it by its id.
     async fn swap(&self, rollout: &Rollout, order: &Order, node: &NodeName) -> Result<TaskReport, Ended> {
-        let step = rollout.step(node).filter(|_| rollout.nodes.get(node).is_some_and(|p| p.at == At::Swapping));
-        let began = self.clock.now();
+        let at = rollout.nodes.get(node).map(|p| p.at);
+        let alone = rollout.plan.decision.outage == Some(DeclaredOutage::SingleServer);
+        let step = rollout.step(node).filter(|_| at == Some(At::Swapping) || !alone);
+        let looked = rollout.nodes.get(node).and_then(|p| p.looked).filter(|_| at == Some(At::Swapping));
+        let began = looked.unwrap_or_else(|| self.clock.now());
         self.patiently(|| async {
             if let Some(step) = step
                 && self.clock.now().duration_since(began) > LOOK_HOLDS
             {
                 let glance = self.glance().await.map_err(Ended::from)?;
+                if self.clock.now().duration_since(glance.at) > LOOK_HOLDS {
+                    return Err(Ended::Unknown(format!("{node} is not stopped on a look that took so long")));
+                }
                 let ours = rollout.in_hand();
                 if let Verdict::No(no) = precondition::judge(&rollout.plan.decision, step, &glance, &ours, &rollout.id)
                 {
@@ -508,7 +434,7 @@ impl Engine {
         self.order(rollout, id, node, role, task).await.map(|_| Report::Plain)
     }
 
-    fn goal(
+    pub(crate) fn goal(
         &self,
         rollout: &Rollout,
         node: &NodeName,
@@ -532,7 +458,7 @@ impl Engine {
     }
 
     /// The address of a node's own API server.
-    async fn address(&self, rollout: &Rollout, node: &NodeName) -> Option<String> {
+    pub(crate) async fn address(&self, rollout: &Rollout, node: &NodeName) -> Option<String> {
         if rollout.plan.decision.preconditions.nodes.get(node).map(|n| n.role) != Some(Role::Server) {
             return None;
         }
@@ -543,6 +469,26 @@ impl Engine {
     }
 
     // ---------------------------------------------------------------------------------------------------- after
+
+    /// Whether everything that served before still serves. What the packaged components' own installers are still at is
+    /// judged at the end of the hop.
+    async fn compare(&self, rollout: &Rollout) -> Result<Report, Ended> {
+        let Some(before) = &rollout.baseline else { return Ok(Report::Compared { regressions: Vec::new() }) };
+        let give_up = Instant::now() + to_std(rollout.plan.decision.manner.ready_within);
+        loop {
+            let (inventory, probes) = tokio::join!(self.patiently(|| self.inspect_api()), self.probe_all());
+            let mut now = Baseline::of(&inventory?, probes);
+            now.packaged.clone_from(&before.packaged);
+            now.helm_releases.clone_from(&before.helm_releases);
+            match regressions(before, &now) {
+                Ok(regressions) if regressions.is_empty() || Instant::now() >= give_up => {
+                    return Ok(Report::Compared { regressions });
+                }
+                Err(unknown) if Instant::now() >= give_up => return Err(Ended::Unknown(unknown.join("; "))),
+                Ok(_) | Err(_) => sleep(Duration::from_secs(1)).await,
+            }
+        }
+    }
 
     async fn validate_hop(&self, rollout: &Rollout, id: &ActionId, hop: usize) -> Result<Report, Ended> {
         let within = rollout.plan.decision.manner.ready_within;
@@ -603,7 +549,7 @@ impl Engine {
         let task = Task::Place { to: swap.to.clone(), artifact: swap.artifact, expect: swap.expect };
         match self.order(rollout, id, node, swap.role, task.clone()).await {
             // Not kept on the node: it is sent again.
-            Err(Ended::Failed(Failure { kind: FailureKind::Refused, what, .. })) if what.contains("not staged") => {
+            Err(Ended::NotStaged(_)) => {
                 let arch = arch.ok_or_else(|| failed(FailureKind::Changed, format!("{node} is not in the plan")))?;
                 let artifact = self.patiently(|| self.releases.fetch(&swap.to, arch, ArtifactKind::Binary)).await?;
                 self.patiently(|| self.hosts.stage(node, &artifact)).await?;
@@ -612,136 +558,4 @@ impl Engine {
             other => other.map(|_| Report::Plain),
         }
     }
-
-    async fn reset(
-        &self,
-        rollout: &Rollout,
-        id: &ActionId,
-        node: &NodeName,
-        backup: &BackupRef,
-    ) -> Result<Report, Ended> {
-        let snapshot = self.on_node(node, backup, &rollout.id).await?;
-        let task = match &backup.method {
-            BackupMethod::EtcdSnapshot { .. } => Task::EtcdReset { snapshot },
-            BackupMethod::SqliteOnline { .. } | BackupMethod::SqliteStopped { .. } => {
-                Task::SqliteRestore { copy: snapshot }
-            }
-            BackupMethod::Command { .. } => return self.restore_command(rollout).await,
-        };
-        let report = self.order(rollout, id, node, Role::Server, task).await?;
-        Ok(Report::Reset { already: report.already })
-    }
-
-    /// The backup's database on the node: where it still lies, or sent there out of the vault.
-    async fn on_node(&self, node: &NodeName, backup: &BackupRef, rollout: &RolloutId) -> Result<String, Ended> {
-        if let Some(path) = &backup.on_node {
-            return Ok(path.clone());
-        }
-        let scratch = self.vault.scratch()?;
-        let file = scratch.join("datastore");
-        let sent = async {
-            self.vault.fetch(&backup.name, "datastore", &file).await?;
-            let name = format!("restore-{rollout}");
-            self.patiently(|| self.hosts.push(node, &file, &name, &backup.digest)).await
-        }
-        .await;
-        self.vault.discard(&scratch);
-        sent
-    }
-
-    async fn restore_command(&self, rollout: &Rollout) -> Result<Report, Ended> {
-        let Purpose::Restore { backup, .. } = &rollout.plan.decision.purpose else {
-            return Err(failed(FailureKind::Refused, "this is no restore"));
-        };
-        let Some(argv) = self.config.datastore.as_ref().and_then(|d| d.restore.clone()) else {
-            let what = "no restore command is configured (kadence.yaml: datastore.restore)";
-            return Err(failed(FailureKind::Refused, what));
-        };
-        let scratch = self.vault.scratch()?;
-        let file = scratch.join("datastore");
-        let ran = async {
-            self.vault.fetch(&backup.name, "datastore", &file).await?;
-            self.prober.command(&argv, Some(&file), None).await.map_err(|why| failed(FailureKind::Refused, why))
-        }
-        .await;
-        self.vault.discard(&scratch);
-        match ran? {
-            run if run.exit == 0 => Ok(Report::Plain),
-            run => Err(failed(FailureKind::Refused, format!("the restore command ended with {}", run.exit))),
-        }
-    }
-}
-
-fn one_file(report: TaskReport) -> Result<RemoteFile, Ended> {
-    report
-        .files
-        .into_iter()
-        .next()
-        .ok_or_else(|| failed(FailureKind::BackupUnusable, "the node reports no file for the backup"))
-}
-
-async fn read_snapshot(path: &Path, at_least: u64) -> Result<backup::SnapshotFacts, Ended> {
-    let path = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || {
-        let file = std::fs::File::open(&path).map_err(|e| e.to_string())?;
-        backup::verify_etcd_snapshot(std::io::BufReader::new(file), Some(at_least)).map_err(|e| e.to_string())
-    });
-    match read.await {
-        Ok(Ok(facts)) => Ok(facts),
-        Ok(Err(why)) => Err(failed(FailureKind::BackupUnusable, format!("the snapshot cannot be used: {why}"))),
-        Err(error) => Err(failed(FailureKind::BackupUnusable, format!("the snapshot could not be read: {error}"))),
-    }
-}
-
-/// The server whose files belong to the backup.
-fn first_server(rollout: &Rollout, method: &BackupMethod) -> Option<NodeName> {
-    match method {
-        BackupMethod::EtcdSnapshot { server }
-        | BackupMethod::SqliteOnline { server, .. }
-        | BackupMethod::SqliteStopped { server } => Some(server.clone()),
-        BackupMethod::Command { .. } => rollout
-            .plan
-            .decision
-            .preconditions
-            .nodes
-            .iter()
-            .find(|(_, n)| n.role == Role::Server)
-            .map(|(name, _)| name.clone()),
-    }
-}
-
-/// The plain page beside a backup: how to restore with `age` and `k3s` alone.
-fn page(name: &str, method: &BackupMethod, version: &Version) -> String {
-    let how = match method {
-        BackupMethod::EtcdSnapshot { server } => format!(
-            "3. Stop K3s on every node (`systemctl stop k3s`, on agents `k3s-agent`) and see that no k3s process runs.\n\
-             4. Put {version} on every node as /usr/local/bin/k3s.\n\
-             5. On {server}, without a `server:` line in /etc/rancher/k3s/config.yaml and with the unit's own arguments:\n   \
-             `k3s server --cluster-reset --cluster-reset-restore-path=/root/datastore`\n   \
-             until it says that the membership has been reset. Then `systemctl start k3s`.\n\
-             6. On each other server, one at a time: move /var/lib/rancher/k3s/server/db/etcd aside, start K3s, wait \
-             until its Node is Ready.\n\
-             7. Start K3s on the agents; restart controllers in the cluster.\n"
-        ),
-        BackupMethod::SqliteOnline { server, .. } | BackupMethod::SqliteStopped { server } => format!(
-            "3. Stop K3s on every node.\n\
-             4. Put {version} on every node as /usr/local/bin/k3s.\n\
-             5. On {server}: move state.db, state.db-wal and state.db-shm in /var/lib/rancher/k3s/server/db aside and put \
-             `datastore` there as state.db (owner root, mode 0600).\n\
-             6. `systemctl start k3s`, then the agents.\n"
-        ),
-        BackupMethod::Command { .. } => {
-            "3. Stop K3s on every node, restore the database from `datastore` with your database's own program, put the \
-             old version on every node, start the servers, then the agents.\n"
-                .to_owned()
-        }
-    };
-    format!(
-        "# Backup {name}\n\nMade on {version}. To restore it by hand, with `age` and `k3s` alone:\n\n\
-         1. `age -d -i KEY datastore.age > datastore` and the same for configuration.tar.age, with the private key that \
-         `kadence init` showed.\n\
-         2. Copy `datastore` to the server named below as /root/datastore. The server token is in configuration.tar \
-         (var/lib/rancher/k3s/server/token): without it a snapshot of etcd cannot be used.\n{how}\n\
-         Everything written after the backup is lost.\n"
-    )
 }

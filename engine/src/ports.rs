@@ -15,6 +15,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use kadence_core::apply::action::{BackupReceipt, CordonWas};
+use kadence_core::apply::backup::SqliteFacts;
 use kadence_core::apply::plan::{Plan, PlanHash, SqliteTool};
 use kadence_core::config::Probe;
 use kadence_core::event::{Recorded, Request};
@@ -142,7 +143,7 @@ pub trait Hosts: Send + Sync {
     async fn stage(&self, node: &NodeName, artifact: &Artifact) -> Result<Staged, HostError>;
 
     /// Performs a task on the node: in a transient unit named by the id, once per id, under the node's lock, refused if
-    /// the node has obeyed a higher turn. Performed again under the same id it waits for, or returns, the result of the
+    /// the node has obeyed a higher turn, or the same turn of another holder. Performed again under the same id it waits for, or returns, the result of the
     /// first time; after the host went down in the middle it completes the task from what it finds.
     async fn act(&self, node: &NodeName, order: &Order) -> Result<TaskReport, HostError>;
 
@@ -176,6 +177,8 @@ pub struct HostGlance {
     /// The membership as this member lists it.
     pub etcd_members: Option<Fact<Vec<kadence_core::inventory::EtcdMember>>>,
     pub unit: Fact<kadence_core::inventory::Unit>,
+    /// The version of the process that runs.
+    pub running: Fact<Version>,
 }
 
 /// A file of a release that lies here, verified.
@@ -206,8 +209,9 @@ pub struct Staged {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     pub id: ActionId,
-    /// The fencing number of the Kadence that asks.
+    /// The fencing number of the Kadence that asks, and the id of its taking.
     pub turn: u64,
+    pub holder: String,
     pub rollout: RolloutId,
     pub plan: String,
     pub role: Role,
@@ -240,7 +244,8 @@ pub enum Task {
     SqliteBackup {
         tool: SqliteTool,
     },
-    /// Stop K3s, copy the database, start K3s.
+    /// Stop K3s, copy the database with its log, start K3s. The files are reported: `state.db`, and `state.db-wal` if
+    /// there is one.
     SqliteStoppedCopy,
     /// Server token, `/etc/rancher/k3s`, `/etc/rancher/node`, units with their environment files, the user's own
     /// manifests: one tar, readable by root only.
@@ -254,16 +259,21 @@ pub enum Task {
     /// marker.
     EtcdReset {
         snapshot: String,
+        /// What the snapshot must be. Failed with `no-snapshot` or a wrong digest, nothing was touched.
+        digest: Digest,
     },
     /// Move `server/db/etcd` aside.
     SetEtcdAside,
     /// Put the cold copy back without stale `-wal` and `-shm`. `copy` is a folder or a single database file.
     SqliteRestore {
         copy: String,
+        /// What the copy must be. Failed with `no-copy` or a wrong digest, nothing was touched.
+        digest: Digest,
     },
-    /// Delete all but the newest `keep` snapshots with our prefix.
+    /// Delete all but the newest `keep` snapshots with our prefix, and those whose names begin with one of `spare`.
     PruneSnapshots {
         keep: u32,
+        spare: Vec<String>,
     },
 }
 
@@ -274,10 +284,12 @@ pub struct TaskReport {
     pub already: bool,
     /// Files it made, with size and digest.
     pub files: Vec<RemoteFile>,
-    /// The kept previous binary, or the cold copy's folder, as the task says.
+    /// The kept previous binary, or the folder of what was set aside, as the task says.
     pub kept: Option<String>,
-    pub cold_copy: Option<String>,
-    /// For a database: highest id in `kine`, and the answer of `integrity_check`.
+    /// The cold copy's folder; its digest is that of the list of its files.
+    pub cold_copy: Option<RemoteFile>,
+    /// For a database: highest id in `kine`, and the answer of `integrity_check`; none where nothing on the node can
+    /// read it.
     pub revision: Option<u64>,
     pub integrity: Option<String>,
 }
@@ -293,11 +305,9 @@ pub struct RemoteFile {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sign {
     Unit(kadence_core::inventory::Unit),
-    /// The version that the running main process is, and when it started.
-    Process {
-        version: Version,
-        started: Timestamp,
-    },
+    /// The unit's main process, right after the unit whose it is. Not told of a process that a restart asked for by
+    /// Kadence has yet to end.
+    Process(kadence_core::validate::prove::Process),
     /// A line of the unit's journal that matches a known signature, with its class.
     Journal {
         class: String,
@@ -324,8 +334,8 @@ pub enum HostError {
     HostKey { node: NodeName, why: String },
     #[error("{node}: {why}")]
     Sudo { node: NodeName, why: String },
-    /// A higher turn was here: this copy of Kadence may not act any more.
-    #[error("{node}: obeys turn {theirs}, this is turn {ours}: another Kadence has taken over")]
+    /// A higher turn was here, or the same one of another holder: this copy of Kadence may not act any more.
+    #[error("{node}: obeys turn {theirs} of another Kadence, this is turn {ours}: another Kadence has taken over")]
     Superseded { node: NodeName, ours: u64, theirs: u64 },
     #[error("{node}: disk full: {why}")]
     DiskFull { node: NodeName, why: String },
@@ -408,8 +418,17 @@ pub trait Store: Send + Sync {
 pub struct Turn {
     /// The fencing number: nodes refuse orders with a lower one.
     pub number: u64,
+    /// Random, new with each taking. States know nothing of each other, so two may hand out the same number: a node obeys
+    /// the one whose order came first, and refuses the other.
+    pub holder: String,
     /// Dropping it lets others in.
     pub guard: Box<dyn std::any::Any + Send + Sync>,
+}
+
+impl Turn {
+    pub fn new(number: u64, guard: Box<dyn std::any::Any + Send + Sync>) -> Self {
+        Self { number, holder: uuid::Uuid::now_v7().simple().to_string(), guard }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -444,6 +463,10 @@ pub trait Vault: Send + Sync {
 
     /// Decrypts a file of a backup into `into`.
     async fn fetch(&self, backup: &str, file: &str, into: &Path) -> Result<(), VaultError>;
+
+    /// Reads a plain copy of K3s's SQLite database whole. What its log beside it (`<database>-wal`) holds is written into
+    /// it first, and the log removed: then it is one file.
+    async fn read_sqlite(&self, database: &Path) -> Result<SqliteFacts, VaultError>;
 
     /// The receipts of earlier backups of the cluster can be found in the events; this says whether the files are there.
     async fn holds(&self, receipt: &BackupReceipt) -> bool;

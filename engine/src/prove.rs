@@ -70,7 +70,7 @@ impl Engine {
                         host_again = Some(Instant::now() + FOLLOW_AGAIN);
                     }
                 },
-                Some(seen) = node.next() => saw(&mut signs, &seen, now),
+                Some(seen) = node.next() => saw(&mut signs, &seen),
                 () = sleep_until(follow_at), if host_again.is_some() => {
                     host = self.hosts.follow(&goal.node, goal.role);
                     host_again = None;
@@ -105,14 +105,13 @@ fn take(signs: &mut Signs, sign: Sign) {
         Sign::Unit(unit) => signs.unit(unit),
         Sign::Etcd(etcd) => signs.etcd(etcd),
         Sign::Journal { class, line } => signs.journal(&class, &line),
-        // The kubelet's own report decides on the version; the process only shows how far the start is.
-        Sign::Process { .. } => {}
+        Sign::Process(process) => signs.process(process),
     }
 }
 
-fn saw(signs: &mut Signs, node: &ApiNode, now: jiff::Timestamp) {
+fn saw(signs: &mut Signs, node: &ApiNode) {
     if let (Fact::Known(version), Fact::Known(ready)) = (&node.version, &node.ready) {
-        signs.node(version.clone(), *ready, now);
+        signs.node(version.clone(), *ready, node.reported.clone());
     }
 }
 

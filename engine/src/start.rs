@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_util::future::join_all;
 use uuid::Uuid;
 
 use kadence_core::apply::plan::{Plan, Purpose};
 use kadence_core::apply::planner::{self, NoPlan, Scope};
+use kadence_core::apply::precondition;
 use kadence_core::apply::rollout::Rollout;
 use kadence_core::apply::verify;
-use kadence_core::event::{Consent, Ending, Event};
-use kadence_core::fact::Fact;
+use kadence_core::apply::way_back::NoWayBack;
+use kadence_core::event::{Consent, Event};
 use kadence_core::ident::{ClusterUid, NodeName, RolloutId};
-use kadence_core::inventory::{Arch, Cordon, Inventory, Node, Role};
+use kadence_core::inventory::{Arch, Cordon, Inventory, Role};
 use kadence_core::track::resolve::{self, Refusal};
 use kadence_core::validate::checks;
 use kadence_core::validate::finding::Finding;
@@ -56,6 +56,16 @@ pub enum StartError {
     Stale(String),
     #[error("the plan has nothing to do")]
     NothingToDo,
+    /// Something that the plan rests on is not so any more.
+    #[error("plan {plan} does not fit the cluster any more: {what}")]
+    Changed { plan: String, what: String },
+    #[error("there is no rollout to take back")]
+    NothingToUndo,
+    #[error(transparent)]
+    NoWayBack(#[from] NoWayBack),
+    /// A restore would have nothing to restore from.
+    #[error("the backup cannot be read ({0})")]
+    NoBackup(String),
 }
 
 impl From<EngineError> for StartError {
@@ -70,7 +80,7 @@ impl From<EngineError> for StartError {
 }
 
 impl Engine {
-    /// Makes a plan for the wish and keeps it. A plan without hops: nothing is to be done.
+    /// Makes a plan for the wish. A plan without hops: nothing is to be done.
     ///
     /// # Errors
     /// Why there is none.
@@ -96,8 +106,17 @@ impl Engine {
         if !faults.is_empty() {
             return Err(StartError::Unsafe(faults));
         }
-        self.store.save_plan(&plan).await?;
         Ok(plan)
+    }
+
+    /// The newest releases that this cluster could get.
+    ///
+    /// # Errors
+    /// The release source could not be read, or no version is known.
+    pub async fn newest(&self, inventory: &Inventory) -> Result<resolve::Newest, StartError> {
+        let catalog = self.releases.catalog().await?;
+        let archs = inventory.nodes.iter().filter_map(|n| n.arch.known().copied()).collect();
+        Ok(resolve::newest(&running(inventory), &archs, &catalog, self.clock.now())?)
     }
 
     /// Judges the cluster for a plan's first hop, or in general.
@@ -117,12 +136,41 @@ impl Engine {
         }))
     }
 
+    /// Whether a plan that was made earlier still fits what runs now.
+    ///
+    /// # Errors
+    /// What is not as it was when the plan was made, or not known.
+    pub fn still_fits(&self, plan: &Plan, inventory: &Inventory) -> Result<(), StartError> {
+        let now = planner::preconditions(inventory, &self.config, &plan.decision.excluded)?;
+        match precondition::changed_since(&plan.decision.preconditions, &now) {
+            None => Ok(()),
+            Some(what) => Err(StartError::Changed { plan: plan.hash().short(), what }),
+        }
+    }
+
     /// Takes the cluster's turn. `seen` is the highest turn the nodes have obeyed so far.
     ///
     /// # Errors
     /// Somebody else has it, or the state cannot be used.
     pub async fn take_turn(&self, uid: &ClusterUid, seen: u64) -> Result<Turn, StoreError> {
         self.store.take_turn(uid, &self.actor, seen).await
+    }
+
+    /// The highest turn that the rollout's nodes have obeyed, as far as they can be reached, or that its log knows. A
+    /// state knows only the turns that it handed out itself.
+    pub async fn turn_of_nodes(&self, rollout: &Rollout) -> u64 {
+        self.learn_again(rollout).await;
+        let nodes = &rollout.plan.decision.preconditions.nodes;
+        let asked = futures_util::future::join_all(nodes.keys().map(|name| self.hosts.facts(name))).await;
+        asked.into_iter().flatten().map(|host| host.turn).fold(rollout.turn, u64::max)
+    }
+
+    /// Where nodes are is not in the log: it is asked again.
+    async fn learn_again(&self, rollout: &Rollout) {
+        match self.api.nodes().await {
+            Ok(nodes) => drop(self.learn(&nodes)),
+            Err(_) => self.learn_from_plan(rollout),
+        }
     }
 
     /// Begins a rollout of the plan.
@@ -164,6 +212,19 @@ impl Engine {
         self.begin_as(id, plan, consent, turn).await
     }
 
+    /// Refuses while the cluster's Lease says that a Kadence with another state is at work: the turn of this one keeps
+    /// out only those who share it. Without the Lease the nodes still refuse whoever comes second.
+    async fn nobody_else_at_work(&self, uid: &ClusterUid) -> Result<(), StartError> {
+        let Ok(seen) = self.inspect_api().await else { return Ok(()) };
+        let Some(held) = seen.surroundings.lease.known().and_then(Option::as_ref) else { return Ok(()) };
+        let ours = self.store.rollouts(uid).await?;
+        if !held.is_at_work(self.clock.now()) || held.rollout.as_deref().is_some_and(|r| ours.contains(&r.into())) {
+            return Ok(());
+        }
+        let holder = format!("{} with another state (rollout {})", held.holder, held.rollout.as_deref().unwrap_or("?"));
+        Err(StoreError::Busy { holder, since: format!("{} at the latest", held.renewed) }.into())
+    }
+
     pub(crate) async fn begin_as(
         &self,
         id: RolloutId,
@@ -171,8 +232,9 @@ impl Engine {
         consent: Consent,
         turn: &Turn,
     ) -> Result<Rollout, StartError> {
-        self.store.save_plan(&plan).await?;
         let uid = plan.decision.preconditions.cluster_uid.clone();
+        self.nobody_else_at_work(&uid).await?;
+        self.store.save_plan(&plan).await?;
         // What was asked of an earlier rollout is not meant for this one.
         self.store.answered(&uid, u64::MAX).await?;
         let event = Event::Started { cluster: uid.clone(), plan_hash: plan.hash(), plan: Box::new(plan), consent };
@@ -180,7 +242,7 @@ impl Engine {
         self.store.append(&uid, &started).await?;
         let mut rollout = Rollout::start(&started).map_err(|e| StartError::Log { rollout: id, why: e.to_string() })?;
         self.observer.event(&started);
-        self.record(&mut rollout, Event::TurnTaken { turn: turn.number }).await?;
+        self.record(&mut rollout, Event::TurnTaken { turn: turn.number, holder: turn.holder.clone() }).await?;
         self.announce(&rollout, false).await;
         Ok(rollout)
     }
@@ -209,19 +271,15 @@ impl Engine {
     /// # Errors
     /// The state cannot be written.
     pub async fn take_up(&self, rollout: &mut Rollout, turn: &Turn) -> Result<(), StartError> {
-        // Where nodes are is not in the log: it is asked again.
-        if let Ok(nodes) = self.api.nodes().await {
-            self.learn(&nodes);
-        } else {
-            self.learn_from_plan(rollout);
-        }
-        self.record(rollout, Event::TurnTaken { turn: turn.number }).await?;
+        self.learn_again(rollout).await;
+        self.nobody_else_at_work(&rollout.cluster).await?;
+        self.record(rollout, Event::TurnTaken { turn: turn.number, holder: turn.holder.clone() }).await?;
         self.record(rollout, Event::Resumed).await?;
         self.announce(rollout, false).await;
         Ok(())
     }
 
-    fn learn_from_plan(&self, rollout: &Rollout) {
+    pub(crate) fn learn_from_plan(&self, rollout: &Rollout) {
         let addresses = &rollout.plan.seen.addresses;
         let nodes = &rollout.plan.decision.preconditions.nodes;
         let hosts: BTreeMap<_, _> = addresses
@@ -264,79 +322,6 @@ impl Engine {
         turn: &Turn,
     ) -> Result<Rollout, StartError> {
         self.begin_as(old.adopted(), plan, consent, turn).await
-    }
-
-    /// Lifts cordons that carry the mark of this rollout's family, of nodes that are Ready; returns the nodes whose
-    /// cordon stays.
-    ///
-    /// # Errors
-    /// The API could not be reached.
-    pub async fn lift_marks(&self, inventory: &Inventory, rollout: &RolloutId) -> Result<Vec<NodeName>, ApiError> {
-        let mut stay = Vec::new();
-        for (node, mark) in Self::marks(inventory) {
-            let ready = inventory.node(&node).is_some_and(|n| n.ready.is(&true));
-            let ours = RolloutId::new(mark.rollout.as_str()).family() == rollout.family();
-            if !(ready && ours && self.api.uncordon(&node, rollout).await?) {
-                stay.push(node);
-            }
-        }
-        Ok(stay)
-    }
-
-    /// Ends a rollout that is held, so that another can begin: what it changed stays as it is.
-    ///
-    /// # Errors
-    /// The state cannot be written, or somebody is at work on it.
-    pub async fn give_up(&self, mut rollout: Rollout) -> Result<(), StartError> {
-        let _turn = self.take_turn(&rollout.cluster, rollout.turn).await?;
-        let ending = Ending::Aborted { mixed: rollout.mixed() };
-        self.record(&mut rollout, Event::Ended { ending, outage: None }).await?;
-        Ok(())
-    }
-
-    /// The newest rollout that changed a node and is not itself a way back.
-    ///
-    /// # Errors
-    /// The state cannot be read.
-    pub async fn last_changing(&self, uid: &ClusterUid) -> Result<Option<Rollout>, StartError> {
-        for id in self.store.rollouts(uid).await?.into_iter().rev() {
-            let rollout = self.rollout(&id).await?;
-            match rollout.plan.decision.purpose {
-                Purpose::Update if !rollout.versions.is_empty() => return Ok(Some(rollout)),
-                // What it took back is back; before it there is nothing that a second way back could mean.
-                Purpose::Rollback { .. } | Purpose::Restore { .. } if rollout.completed() => return Ok(None),
-                Purpose::Update | Purpose::Rollback { .. } | Purpose::Restore { .. } => {}
-            }
-        }
-        Ok(None)
-    }
-
-    /// What runs now, for planning a way back. While the API is away the nodes are those of the rollout's plan, with
-    /// what their hosts say.
-    pub async fn look_for_rollback(&self, last: &Rollout) -> Inventory {
-        if let Ok(inventory) = self.inspect().await {
-            return inventory;
-        }
-        self.learn_from_plan(last);
-        let preconditions = &last.plan.decision.preconditions;
-        let asked = join_all(preconditions.nodes.iter().map(|(name, was)| async move {
-            let host = Fact::from(self.hosts.facts(name).await);
-            let away = || "the API did not answer".to_owned();
-            Node {
-                name: name.clone(),
-                uid: was.uid.clone(),
-                role: was.role,
-                etcd: Fact::Unknown(away()),
-                apiserver: Fact::Unknown(away()),
-                version: host.as_ref().and_then(|h| h.install.as_ref()).and_then(|i| i.version.clone()),
-                ready: Fact::Unknown(away()),
-                address: last.plan.seen.addresses.get(name).cloned().unwrap_or_default(),
-                arch: Fact::Known(was.arch),
-                object: None,
-                host,
-            }
-        }));
-        Inventory::of_hosts(self.cluster.clone(), preconditions.cluster_uid.clone(), asked.await, self.clock.now())
     }
 
     /// The highest turn that the nodes have obeyed.

@@ -15,6 +15,7 @@ use kadence_engine::ports::{HostError, Order, RemoteFile, Task, TaskReport};
 use crate::bbolt;
 use crate::objects::Objects;
 use crate::release::{Binary, etcd_minor};
+use crate::sqlite;
 use crate::world::{Content, Data, Effect, Snapshot, State, Stored, UnitPhase};
 
 /// What an order left on its node.
@@ -157,20 +158,20 @@ impl State {
                 // Asking for a result changes nothing: no turn is needed.
                 RecordState::Succeeded | RecordState::Failed => return Ok(Taken::Finished(record.result())),
                 RecordState::Running => {
-                    superseded(node, order, machine.folder.turn)?;
+                    superseded(node, order, &machine.folder.turn)?;
                     return Ok(Taken::Runs);
                 }
                 RecordState::Interrupted => {}
             }
         }
-        superseded(node, order, machine.folder.turn)?;
+        superseded(node, order, &machine.folder.turn)?;
         if machine.folder.busy.is_some() {
             return Ok(Taken::Busy);
         }
         if order.role != machine.role {
             return Err(failed("no-unit", format!("no systemd unit starts `k3s {}`", order.role)));
         }
-        machine.folder.turn = order.turn;
+        machine.folder.turn = (order.turn, order.holder.clone());
         machine.folder.busy = Some(order.id.clone());
         self.orders += 1;
         let number = self.orders;
@@ -476,6 +477,27 @@ impl State {
         file
     }
 
+    /// Bytes that may come from outside, and what they stand for.
+    fn know(&mut self, bytes: Vec<u8>, what: Content) {
+        let digest = Digest::of(&bytes);
+        self.stored.insert(digest, Arc::new(Stored { bytes, digest, what }));
+    }
+
+    /// A copy on a node, a file or a folder; a folder's digest is that of the list of its files.
+    fn copy_at(&self, node: &NodeName, path: &str) -> Option<RemoteFile> {
+        let files = &self.machines.get(node)?.folder.files;
+        let (bytes, digest) = match files.get(path) {
+            Some(file) => (file.bytes.len(), file.digest),
+            None => {
+                let below = format!("{path}/");
+                let inside: Vec<_> = files.iter().filter(|(p, _)| p.starts_with(&below)).collect();
+                let list: String = inside.iter().map(|(p, f)| format!("{}  {p}\n", f.digest)).collect();
+                (inside.iter().map(|(_, f)| f.bytes.len()).sum(), Digest::of(list.as_bytes()))
+            }
+        };
+        Some(RemoteFile { path: path.to_owned(), bytes: bytes as u64, digest })
+    }
+
     fn snapshot(&mut self, node: &NodeName, order: &Order) -> Flow {
         let Task::EtcdSnapshot { name } = &order.task else { return Flow::Done };
         let Some(machine) = self.machines.get(node) else { return Flow::Done };
@@ -523,7 +545,7 @@ impl State {
             return Flow::Fail("no-database", "state.db is not there".to_owned());
         };
         let (revision, usable) = (picture.objects.revision, picture.usable);
-        let bytes = format!("SQLite format 3\0 {node} {revision} {}", order.id).into_bytes();
+        let bytes = sqlite::database(&format!("{node} {}", order.id), revision, usable);
         let file = self.store_file(
             node,
             format!("{BASE}/backups/{}.db", order.id),
@@ -575,17 +597,30 @@ impl State {
         }
         let Some(mut picture) = self.picture(node, order) else { return Flow::Next };
         picture.version = self.machines.get(node).map_or(picture.version, |m| m.installed.version.clone());
-        let bytes = format!("SQLite format 3\0 cold {node} {} {}", picture.objects.revision, order.id).into_bytes();
         let (revision, usable) = (picture.objects.revision, picture.usable);
-        let file = self.store_file(node, format!("{folder}/state.db"), bytes, Content::Snapshot(Box::new(picture)));
+        let whole = sqlite::database(&format!("cold {node} {}", order.id), revision, usable);
+        let content = Content::Snapshot(Box::new(picture));
+        let (database, log) = (format!("{folder}/state.db"), format!("{folder}/state.db-wal"));
+        let tools = self.machines.get(node).is_some_and(|m| m.tools);
+        // Where nothing can read it, its last writes stay in the log; the two together are the whole.
+        let files = if tools {
+            vec![self.store_file(node, database, whole, content)]
+        } else {
+            self.know(whole.clone(), content.clone());
+            let database = self.store_file(node, database, sqlite::before_log(&whole), content);
+            vec![database, self.store_file(node, log, sqlite::log(&whole), Content::Other)]
+        };
+        let Some(cold) = self.copy_at(node, &folder) else { return Flow::Next };
         let stopped_copy = matches!(order.task, Task::SqliteStoppedCopy);
         if let Some(record) = self.record_mut(node, &order.id) {
             record.cold = Some(life);
         }
         self.report(node, order, |r| {
-            r.cold_copy = Some(folder);
+            r.cold_copy = Some(cold);
             if stopped_copy {
-                r.files.push(file);
+                r.files = files;
+            }
+            if tools {
                 r.revision = Some(revision);
                 r.integrity = Some(if usable { "ok" } else { "database disk image is malformed" }.to_owned());
             }
@@ -594,7 +629,7 @@ impl State {
     }
 
     fn etcd_reset(&mut self, node: &NodeName, order: &Order) -> Flow {
-        let Task::EtcdReset { snapshot } = &order.task else { return Flow::Done };
+        let Task::EtcdReset { snapshot, digest } = &order.task else { return Flow::Done };
         let Some(machine) = self.machines.get(node) else { return Flow::Done };
         if machine.unit != UnitPhase::Inactive {
             return still_running();
@@ -607,13 +642,16 @@ impl State {
             self.report(node, order, |r| r.already = true);
             return Flow::Done;
         }
+        let Some(stored) = machine.folder.files.get(snapshot).cloned() else {
+            return Flow::Fail("no-snapshot", format!("{snapshot} is not there"));
+        };
+        if stored.digest != *digest {
+            return Flow::Wrong { file: snapshot.clone(), expected: *digest, found: stored.digest };
+        }
         if machine.joins.is_some() {
             let why = "this server is told to join another one (server:): K3s refuses to reset it".to_owned();
             return Flow::Fail("server-configured", why);
         }
-        let Some(stored) = machine.folder.files.get(snapshot).cloned() else {
-            return Flow::Fail("no-snapshot", format!("{snapshot} is not there"));
-        };
         let Content::Snapshot(taken) = &stored.what else {
             return Flow::Fail("reset", format!("{snapshot} is no snapshot"));
         };
@@ -653,7 +691,7 @@ impl State {
     }
 
     fn sqlite_restore(&mut self, node: &NodeName, order: &Order) -> Flow {
-        let Task::SqliteRestore { copy } = &order.task else { return Flow::Done };
+        let Task::SqliteRestore { copy, digest } = &order.task else { return Flow::Done };
         let Some(machine) = self.machines.get(node) else { return Flow::Done };
         if machine.unit != UnitPhase::Inactive {
             return still_running();
@@ -666,6 +704,13 @@ impl State {
         let Some(stored) = files.get(copy).or_else(|| files.get(&format!("{copy}/state.db"))).cloned() else {
             return Flow::Fail("no-copy", format!("{copy} is not there"));
         };
+        match self.copy_at(node, copy) {
+            Some(found) if found.digest == *digest => {}
+            found => {
+                let found = found.map_or_else(|| Digest::of(b""), |f| f.digest);
+                return Flow::Wrong { file: copy.clone(), expected: *digest, found };
+            }
+        }
         let Content::Snapshot(taken) = &stored.what else {
             return Flow::Fail("no-copy", format!("{copy} is no database"));
         };
@@ -688,11 +733,12 @@ impl State {
     }
 
     fn prune(&mut self, node: &NodeName, order: &Order) -> Flow {
-        let Task::PruneSnapshots { keep } = &order.task else { return Flow::Done };
+        let Task::PruneSnapshots { keep, spare } = &order.task else { return Flow::Done };
         let Some(machine) = self.machines.get_mut(node) else { return Flow::Done };
         let prefix = format!("{SNAPSHOTS}/kadence");
         let mut ours: BTreeMap<(String, String), String> = BTreeMap::new();
-        for path in machine.folder.files.keys().filter(|p| p.starts_with(&prefix)) {
+        let spared = |path: &str| spare.iter().any(|s| path.starts_with(&format!("{SNAPSHOTS}/{s}")));
+        for path in machine.folder.files.keys().filter(|p| p.starts_with(&prefix) && !spared(p)) {
             let taken = path.rsplit('-').next().unwrap_or_default().to_owned();
             ours.insert((taken, path.clone()), path.clone());
         }
@@ -723,8 +769,9 @@ impl Record {
     }
 }
 
-fn superseded(node: &NodeName, order: &Order, theirs: u64) -> Result<(), HostError> {
-    if order.turn < theirs {
+fn superseded(node: &NodeName, order: &Order, (theirs, holder): &(u64, String)) -> Result<(), HostError> {
+    let theirs = *theirs;
+    if order.turn < theirs || (order.turn == theirs && order.holder != *holder) {
         return Err(HostError::Superseded { node: node.clone(), ours: order.turn, theirs });
     }
     Ok(())

@@ -7,12 +7,11 @@ use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream};
 use jiff::SignedDuration;
 use kadence_core::apply::action::CordonWas;
-use kadence_core::apply::plan::DatastoreKind;
 use kadence_core::config::ConditionProbe;
 use kadence_core::fact::Fact;
 use kadence_core::ident::{ClusterUid, NodeName, RolloutId};
 use kadence_core::inventory::{
-    ApiFacts, ApiNode, Cordon, LeaseHolder, Mark, NodeObject, Pod, Role, Storage, Surroundings, Webhook, Workload,
+    ApiFacts, ApiNode, Cordon, LeaseHolder, Mark, NodeObject, Pod, Storage, Surroundings, Webhook, Workload,
 };
 use kadence_engine::ports::{Api, ApiError, Eviction, Readyz};
 
@@ -314,6 +313,8 @@ impl State {
             etcd_label,
             version: Fact::Known(record.version.clone()),
             ready,
+            // The API keeps whole seconds.
+            reported: Fact::Known(self.node_clock(Duration::from_secs(record.reported.as_secs()))),
             internal_ip: machine.map(|m| m.address.clone()),
             arch: machine.map_or_else(|| Fact::unknown("it is gone"), |m| Fact::Known(m.arch)),
             etcd_member,
@@ -327,20 +328,12 @@ impl State {
                 kernel: "6.12.0-simulated".to_owned(),
                 os_image: "Debian GNU/Linux 13 (trixie)".to_owned(),
                 runtime: format!("containerd://{}", parts_of(&record.version).containerd),
-                args: machine.map(|m| self.node_args(m.role)).unwrap_or_default(),
+                args: machine.map(|m| crate::hosts::recorded_arguments(m, self.topology.datastore)).unwrap_or_default(),
                 config_hash: Some(record.config_hash.clone()),
                 encryption_hash: control_plane.then(|| "start-0000".to_owned()),
                 lease_age: Some(SignedDuration::from_secs(if record.ready == Some(true) { 3 } else { 45 })),
             },
         })
-    }
-
-    fn node_args(&self, role: Role) -> Vec<String> {
-        let mut args = vec![role.to_string()];
-        if role == Role::Server && self.topology.datastore == DatastoreKind::External {
-            args.extend(["--datastore-endpoint".to_owned(), "********".to_owned()]);
-        }
-        args
     }
 
     fn api_nodes(&self, place: &Place) -> Vec<ApiNode> {
@@ -481,6 +474,7 @@ impl State {
                 broken_api_services: Fact::Known(Vec::new()),
                 packaged: Fact::Known(objects.packaged()),
                 helm_releases: Fact::Known(objects.helm_releases()),
+                chart_configs: Fact::Known(Vec::new()),
                 storage: Fact::Known(Storage::default()),
                 managers: Fact::Known(Vec::new()),
                 newest_snapshot: Fact::Known(newest_snapshot),

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kadence_core::apply::plan::{DatastoreKind, Plan, Purpose};
 use kadence_core::apply::rollout::Rollout;
-use kadence_core::apply::way_back;
 use kadence_core::event::{Consent, Ending, Event, Hold, Recorded, Request};
 use kadence_core::ident::{ClusterUid, RolloutId};
 use kadence_core::version::Version;
-use kadence_engine::ports::{Observer, Progress, Store as _, StoreError, Turn};
-use kadence_engine::{Driven, Engine, StartError, Wish};
+use kadence_engine::ports::{Observer, Progress, Store as _, Turn};
+use kadence_engine::{Driven, Engine, StartError, WayBack, Wish};
 
 use crate::faults::{self, Fault, What};
 use crate::invariants::Violation;
@@ -35,6 +35,8 @@ pub enum Then {
     Nothing,
     /// By binaries or by a restore, as the way back has it.
     TakeItBack,
+    /// As soon as Kadence was killed, in the middle of whatever it did.
+    TakeItBackWhenKilled,
 }
 
 /// How a story ended.
@@ -86,11 +88,12 @@ const LONGEST: Duration = Duration::from_secs(12 * 3600);
 const BACK_AFTER: Duration = Duration::from_secs(90);
 
 impl Case {
-    /// The story that `--replay` and `regressions.txt` call so: the seed of a whole story, or `update:` and the seed of
-    /// an update alone.
+    /// The story that `--replay` and `regressions.txt` call so: the seed of a whole story, or the seed of
+    /// one that is taken back (`back:`) or of an update alone (`update:`).
     pub fn named(name: &str) -> Option<Self> {
         match name.split_once(':') {
             None => name.parse().ok().map(Self::of_seed),
+            Some(("back", seed)) => seed.parse().ok().map(Self::back_of_seed),
             Some(("update", seed)) => seed.parse().ok().map(Self::update_of_seed),
             Some(_) => None,
         }
@@ -126,6 +129,16 @@ impl Case {
             faults.push(Fault { when: faults::moment(&mut rng, length), what: What::Asked { request } });
         }
         Self { seed, topology, from, to, faults, then }
+    }
+
+    /// The whole story of a seed, in which Kadence is killed at some moment and the update is taken back then and there.
+    pub fn back_of_seed(seed: u64) -> Self {
+        let mut case = Self::of_seed(seed);
+        let mut rng = Rng::new(seed ^ 0x0bac_0bac);
+        case.faults.truncate(2);
+        case.faults.push(Fault { when: faults::moment(&mut rng, 1), what: What::Kill });
+        case.then = Then::TakeItBackWhenKilled;
+        case
     }
 
     /// An update by one patch, with up to three faults.
@@ -190,7 +203,7 @@ impl Case {
             .faults(self.faults.iter().cloned())
             .build();
         let stage = Stage::new(world.clone(), CLUSTER, scratch);
-        let player = Player { stage, case: self, planted, judged: Mutex::default() };
+        let player = Player { stage, case: self, planted, judged: Mutex::default(), killed: AtomicBool::new(false) };
         let mut kills = 0;
         let end = loop {
             let killed = world.killed();
@@ -199,6 +212,7 @@ impl Case {
                 () = killed => {
                     world.revive();
                     kills += 1;
+                    player.killed.store(true, Ordering::Relaxed);
                     if kills > PROCESSES {
                         break End::Stuck("it was killed too often".to_owned());
                     }
@@ -234,6 +248,7 @@ struct Player<'a> {
     case: &'a Case,
     planted: &'a Planted<'a>,
     judged: Mutex<BTreeSet<RolloutId>>,
+    killed: AtomicBool,
 }
 
 impl Player<'_> {
@@ -248,10 +263,14 @@ impl Player<'_> {
     /// One Kadence's life: it does what is to be done, or goes on with what an earlier one began.
     async fn live(&self) -> End {
         let engine = self.engine();
+        let killed = self.killed.load(Ordering::Relaxed);
+        if self.case.then == Then::TakeItBackWhenKilled && killed {
+            return self.settle(&engine, true).await;
+        }
         let end = self.settle(&engine, false).await;
         match (self.case.then, &end) {
-            (Then::Nothing, _) | (_, End::NotBegun(_)) => end,
-            (Then::TakeItBack, _) => self.settle(&engine, true).await,
+            (Then::TakeItBack, end) if !matches!(end, End::NotBegun(_)) => self.settle(&engine, true).await,
+            _ => end,
         }
     }
 
@@ -334,11 +353,8 @@ impl Player<'_> {
 
     /// `kadence resume`
     async fn resume(&self, engine: &Engine, mut rollout: Rollout) -> Result<Driven, Halt> {
-        let seen = match engine.inspect().await {
-            Ok(inventory) => Engine::turn_seen(&inventory),
-            Err(_) => rollout.turn,
-        };
-        let turn = engine.take_turn(&rollout.cluster, seen.max(rollout.turn)).await?;
+        let seen = engine.turn_of_nodes(&rollout).await;
+        let turn = engine.take_turn(&rollout.cluster, seen).await?;
         self.stage.world.resumed();
         engine.take_up(&mut rollout, &turn).await?;
         self.drive(engine, rollout).await
@@ -347,35 +363,28 @@ impl Player<'_> {
     /// `kadence rollback`
     async fn take_back(&self, engine: &Engine, last: Rollout) -> Result<Driven, Halt> {
         let uid = last.cluster.clone();
-        if last.ended.is_none() {
-            let (changed, id) = (!last.versions.is_empty(), last.id.clone());
-            engine.give_up(last).await?;
-            if !changed {
-                let inventory = engine.inspect().await?;
-                engine.lift_marks(&inventory, &id).await?;
+        match engine.way_back(&uid, &[]).await.map_err(halt)? {
+            WayBack::GoOn(restore) => self.resume(engine, restore).await,
+            WayBack::Untouched(rollout) => {
+                let turn = engine.take_turn(&uid, rollout.turn).await?;
+                let ending = Ending::Aborted { mixed: rollout.mixed() };
+                let stay = engine.end_untouched(rollout, &turn).await.map_err(halt)?;
+                if stay.is_empty() { Ok(Driven::Ended(ending)) } else { Err(Halt::Later(format!("{stay:?} stay"))) }
+            }
+            WayBack::Plan { plan, seen } => {
+                let turn = engine.take_turn(&uid, seen).await?;
+                self.stage.world.consent(plan.decision.outage);
+                self.stage.world.rollout_begins();
+                let data_loss = matches!(plan.decision.purpose, Purpose::Restore { .. });
+                let consent = Consent { outage: true, data_loss, ..Consent::default() };
+                let rollout = engine.take_back(plan, consent, &turn).await.map_err(halt)?;
+                self.drive(engine, rollout).await
             }
         }
-        let Some(last) = engine.last_changing(&uid).await? else {
-            return Err(Halt::NotBegun("nothing to take back".to_owned()));
-        };
-        let inventory = engine.look_for_rollback(&last).await;
-        let _ = engine.lift_marks(&inventory, &last.id).await;
-        let plan = way_back::plan(&last, &inventory, &engine.config, &engine.version, engine.clock.now())
-            .map_err(|e| Halt::NotBegun(e.to_string()))?;
-        let turn = engine.take_turn(&uid, Engine::turn_seen(&inventory)).await?;
-        self.stage.world.consent(plan.decision.outage);
-        self.stage.world.rollout_begins();
-        let data_loss = matches!(plan.decision.purpose, Purpose::Restore { .. });
-        let consent = Consent { outage: true, data_loss, ..Consent::default() };
-        let rollout = self.begin(engine, plan, consent, &turn).await?;
-        self.drive(engine, rollout).await
     }
 
     async fn begin(&self, engine: &Engine, plan: Plan, consent: Consent, turn: &Turn) -> Result<Rollout, Halt> {
-        engine.begin(plan, consent, turn).await.map_err(|error| match error {
-            StartError::Store(error @ StoreError::Busy { .. }) => error.into(),
-            error => Halt::NotBegun(error.to_string()),
-        })
+        engine.begin(plan, consent, turn).await.map_err(halt)
     }
 
     async fn drive(&self, engine: &Engine, mut rollout: Rollout) -> Result<Driven, Halt> {
@@ -412,6 +421,13 @@ enum Halt {
     NotBegun(String),
     /// It may go better later.
     Later(String),
+}
+
+fn halt(error: StartError) -> Halt {
+    match error {
+        StartError::Store(_) | StartError::Api(_) => Halt::Later(error.to_string()),
+        error => Halt::NotBegun(error.to_string()),
+    }
 }
 
 impl<E: std::error::Error> From<E> for Halt {

@@ -450,10 +450,11 @@ impl Wanted<'_> {
                 Some(false) => "False",
                 None => "Unknown",
             };
+            let reported = node.reported.known().copied().unwrap_or(beat);
             let mut conditions = vec![
                 json!({ "type": "MemoryPressure", "status": "False" }),
                 json!({ "type": "DiskPressure", "status": "False" }),
-                json!({ "type": "Ready", "status": status, "lastHeartbeatTime": seconds(beat) }),
+                json!({ "type": "Ready", "status": status, "lastHeartbeatTime": seconds(reported) }),
             ];
             if let Some(machine) = s.machines.get(name)
                 && let Data::Etcd { cluster, member } = machine.data

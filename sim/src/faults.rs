@@ -104,8 +104,16 @@ pub enum What {
         at: Target,
         lasts: Duration,
     },
+    /// A host takes its time to answer what it is asked.
+    SlowAnswers {
+        at: Target,
+        takes: Duration,
+        lasts: Duration,
+    },
     /// Another Kadence acts: the nodes obey a higher turn from now on.
     HigherTurn,
+    /// Another Kadence acts, whose state has handed out the very turn that ours did.
+    EqualTurn,
     /// The clock of Kadence's machine jumps.
     ClockJump {
         by: SignedDuration,
@@ -149,6 +157,7 @@ impl What {
             Self::Kill => "kill",
             Self::SshCut { .. } => "ssh-cut",
             Self::SshCutInCopy { .. } => "ssh-cut-in-copy",
+            Self::SlowAnswers { .. } => "slow-answers",
             Self::ApiAway { .. } => "api-away",
             Self::PowerLoss { back: Some(_), .. } => "power-loss",
             Self::PowerLoss { back: None, .. } => "power-loss-for-good",
@@ -164,6 +173,7 @@ impl What {
             Self::ServerDown { .. } => "server-down",
             Self::EtcdSick { .. } => "etcd-sick",
             Self::HigherTurn => "higher-turn",
+            Self::EqualTurn => "equal-turn",
             Self::ClockJump { .. } => "clock-jump",
             Self::SnapshotCorrupt => "snapshot-corrupt",
             Self::Asked { request: Request::Pause } => "pause",
@@ -219,6 +229,9 @@ fn trouble(rng: &mut Rng, topology: Topology, to: &Version) -> What {
     };
     match rng.below(21) {
         0..=3 => What::Kill,
+        4 if rng.coin() => {
+            What::SlowAnswers { at, takes: rng.millis(2000, 25_000), lasts: rng.millis(10_000, 120_000) }
+        }
         4 => What::SshCut { at, lasts: rng.millis(1000, 90_000) },
         5 => What::SshCutInCopy { at },
         6 => What::ApiAway { lasts: rng.millis(1000, 90_000) },
@@ -245,7 +258,7 @@ fn trouble(rng: &mut Rng, topology: Topology, to: &Version) -> What {
         14 => What::ForeignArguments { at },
         15 => What::ServerDown { at, lasts: rng.millis(5000, 120_000) },
         16 => What::EtcdSick { at, lasts: rng.millis(5000, 120_000) },
-        17 => What::HigherTurn,
+        17 => [What::HigherTurn, What::EqualTurn][usize::from(rng.coin())].clone(),
         18 => {
             let seconds = i64::try_from(rng.below(7200)).unwrap_or(0) - 3600;
             What::ClockJump { by: SignedDuration::from_secs(seconds) }
@@ -280,6 +293,7 @@ impl State {
         for node in &nodes {
             self.on(node, |m| {
                 m.ssh_cut = false;
+                m.answers_after = Duration::ZERO;
                 m.disk_full = false;
             });
             if self.machines[node].etcd_sick {
@@ -351,6 +365,9 @@ impl State {
     }
 
     pub(crate) fn at_event(&mut self, event: &Recorded, written: bool) {
+        if written {
+            self.judge_event(event);
+        }
         let number = event.number;
         let moment = if written { When::AfterEvent(number) } else { When::BeforeEvent(number) };
         let step = format!("{} {}", if written { "after" } else { "before" }, event_word(&event.event));
@@ -379,6 +396,7 @@ impl State {
         let node = match what {
             What::SshCut { at, .. }
             | What::SshCutInCopy { at }
+            | What::SlowAnswers { at, .. }
             | What::PowerLoss { at, .. }
             | What::DiskFull { at, .. }
             | What::ForeignCordon { at }
@@ -404,6 +422,10 @@ impl State {
             What::SshCut { lasts, .. } => {
                 self.on(node, |m| m.ssh_cut = true);
                 self.after(*lasts, Effect::FaultOver { what: Over::Ssh(node.clone()) });
+            }
+            What::SlowAnswers { takes, lasts, .. } => {
+                self.on(node, |m| m.answers_after = *takes);
+                self.after(*lasts, Effect::FaultOver { what: Over::Slow(node.clone()) });
             }
             What::SshCutInCopy { .. } => {
                 self.ssh_cut_in_copy.insert(node.clone());
@@ -432,7 +454,11 @@ impl State {
             }
             What::ForeignCordon { .. } => self.foreign_cordon(node),
             What::ForeignArguments { .. } => {
-                self.on(node, |m| m.arguments += 1);
+                let now = self.now;
+                self.on(node, |m| {
+                    m.arguments += 1;
+                    m.arguments_changed = Some(now);
+                });
                 self.changed_by_others(node);
             }
             What::ForeignBinary { version, .. } => {
@@ -449,11 +475,12 @@ impl State {
                 self.after(*lasts, Effect::FaultOver { what: Over::Sick(node.clone()) });
             }
             What::HigherTurn => {
-                let turn = self.machines.values().map(|m| m.folder.turn).max().unwrap_or(0) + 10;
-                for machine in self.machines.values_mut() {
-                    machine.folder.turn = turn;
-                }
-                self.watch.turn_of_others(turn);
+                let turn = self.machines.values().map(|m| m.folder.turn.0).max().unwrap_or(0) + 10;
+                self.another_kadence(turn);
+            }
+            What::EqualTurn => {
+                let turn = self.machines.values().map(|m| m.folder.turn.0).max().unwrap_or(0);
+                self.another_kadence(turn.max(self.watch.turn()));
             }
             What::ClockJump { by } => self.skew += *by,
             What::SnapshotCorrupt => self.corrupt_next_snapshot = true,
@@ -475,6 +502,14 @@ impl State {
             change(machine);
             machine.changes += 1;
         }
+    }
+
+    /// A Kadence on another machine has the nodes obey this turn.
+    fn another_kadence(&mut self, turn: u64) {
+        for machine in self.machines.values_mut() {
+            machine.folder.turn = (turn, "another".to_owned());
+        }
+        self.watch.turn_of_others(turn);
     }
 
     fn foreign_cordon(&mut self, node: &NodeName) {

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::{self, BoxStream};
-use jiff::{SignedDuration, ToSpan as _};
+use jiff::{SignedDuration, Timestamp, ToSpan as _};
 use kadence_core::apply::plan::DatastoreKind;
 use kadence_core::fact::Fact;
 use kadence_core::ident::{Digest, NodeName};
 use kadence_core::inventory::{
-    ActionRecord, Argument, Arguments, Certificate, Cgroup, Disk, EtcdLocal, EtcdMember, HostFacts, Install, Origin,
-    RecordState, Role, SecretsEncryption, SqliteFiles, Tools,
+    ActionRecord, Addresses, Argument, Arguments, Certificate, Cgroup, Disk, EtcdLocal, EtcdMember, HostFacts, Install,
+    LastStart, Origin, RecordState, Role, SecretsEncryption, SqliteFiles, StartFile, Tools,
 };
+use kadence_core::validate::prove::Process;
 use kadence_engine::ports::{
     Artifact, ArtifactKind, HostAddress, HostError, HostGlance, Hosts, Keep, Order, RemoteFile, Sign, Staged,
     TaskReport,
@@ -39,6 +40,7 @@ impl Hosts for SimHosts {
     async fn facts(&self, node: &NodeName) -> Result<HostFacts, HostError> {
         self.0.enter("host facts", Duration::from_millis(150)).await;
         let facts = self.reached(node, |s| s.host_facts(node)).await;
+        self.answers(node).await;
         self.0.leave().await;
         facts
     }
@@ -46,6 +48,7 @@ impl Hosts for SimHosts {
     async fn glance(&self, node: &NodeName) -> Result<HostGlance, HostError> {
         self.0.enter("glance", Duration::from_millis(60)).await;
         let glance = self.reached(node, |s| s.host_glance(node)).await;
+        self.answers(node).await;
         self.0.leave().await;
         glance
     }
@@ -141,6 +144,14 @@ impl SimHosts {
                 tokio::time::sleep(SSH_TIMEOUT).await;
                 Err(error)
             }
+        }
+    }
+
+    /// Lets pass how long the host takes to answer.
+    async fn answers(&self, node: &NodeName) {
+        let after = self.0.world().look(|s| s.machines.get(node).map(|m| m.answers_after));
+        if let Some(after) = after.filter(|after| !after.is_zero()) {
+            tokio::time::sleep(after).await;
         }
     }
 
@@ -256,7 +267,8 @@ impl State {
             && said.started != Some(*started)
         {
             said.started = Some(*started);
-            return Some(Sign::Process { version: binary.version.clone(), started: self.wall_at(*started) });
+            let version = Fact::Known(binary.version.clone());
+            return Some(Sign::Process(Process { version, started: self.node_clock(*started) }));
         }
         if role == Role::Server
             && let Some(etcd) = self.etcd_local(node)
@@ -436,6 +448,10 @@ impl State {
             etcd: self.etcd_local(node),
             etcd_members: self.etcd_members(node),
             unit: Fact::Known(machine.unit()),
+            running: machine
+                .running
+                .as_ref()
+                .map_or_else(|| Fact::unknown("no process runs"), |(binary, _)| Fact::Known(binary.version.clone())),
         }
     }
 
@@ -498,7 +514,7 @@ impl State {
                 restorecon: false,
                 selinux_enforcing: false,
             },
-            turn: machine.folder.turn,
+            turn: machine.folder.turn.0,
             records: machine
                 .folder
                 .order
@@ -509,12 +525,41 @@ impl State {
                 })
                 .collect(),
             containerd_templates: Vec::new(),
+            last_start: Fact::Known(self.last_start(machine)),
+            addresses: match machine.address.parse() {
+                Ok(address) => Fact::Known(Addresses {
+                    default_route: Some("eth0".to_owned()),
+                    interfaces: BTreeMap::from([("eth0".to_owned(), vec![address])]),
+                }),
+                Err(_) => Fact::unknown("the address is none"),
+            },
+        }
+    }
+
+    fn last_start(&self, machine: &Machine) -> LastStart {
+        let at = machine.running.as_ref().map(|(_, started)| self.node_clock(*started));
+        let changed = machine.arguments_changed.map_or(Timestamp::UNIX_EPOCH, |at| self.node_clock(at));
+        let path = "/etc/rancher/k3s/config.yaml".to_owned();
+        LastStart {
+            at,
+            reads: vec![StartFile { path, written: changed, changed }],
+            needs_daemon_reload: Fact::Known(false),
         }
     }
 }
 
 pub(crate) fn ca_hash() -> Digest {
     Digest::of(b"the simulated cluster's server CA")
+}
+
+/// K3s's own record of its arguments: those it was started with, secrets starred.
+pub(crate) fn recorded_arguments(machine: &Machine, datastore: DatastoreKind) -> Vec<String> {
+    let started = machine.running.as_ref().map(|(_, started)| *started);
+    let pending = machine.arguments_changed > started;
+    let known = arguments(machine, datastore).entries;
+    let known = known.into_iter().filter(|a| !(pending && a.key == "node-label"));
+    let words = known.flat_map(|a| [format!("--{}", a.key), a.value.unwrap_or_else(|| "********".to_owned())]);
+    std::iter::once(machine.role.to_string()).chain(words).collect()
 }
 
 fn arguments(machine: &Machine, datastore: DatastoreKind) -> Arguments {

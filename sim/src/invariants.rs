@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
+use kadence_core::apply::action::{Action, Outcome, Report};
 use kadence_core::apply::plan::DeclaredOutage;
-use kadence_core::event::{Ending, Hold, Request};
+use kadence_core::event::{Ending, Event, Hold, Recorded, Request};
 use kadence_core::ident::{ActionId, Digest, NodeName};
 use kadence_core::inventory::Role;
 use kadence_core::version::Version;
@@ -38,7 +39,7 @@ const LOOK_UNDER_WAY: Duration = Duration::from_secs(3);
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// From the look before a node to its stop: what goes down by itself in between could not be seen. A drain takes
 /// longer, and is followed by another look.
-const BETWEEN_LOOK_AND_STOP: Duration = Duration::from_secs(3);
+const BETWEEN_LOOK_AND_STOP: Duration = Duration::from_secs(5);
 
 /// What is remembered of the world to judge what happens next.
 #[derive(Debug, Default)]
@@ -55,6 +56,8 @@ pub(crate) struct Watch {
     /// Backups that lie off their node: their rollout and the version they were taken on.
     backups: Vec<(Option<String>, Version)>,
     renames: BTreeMap<ActionId, u32>,
+    /// The nodes that proofs are about.
+    proofs: BTreeMap<ActionId, NodeName>,
     /// Restores of a datastore, with the machine's life right after.
     restores: BTreeMap<(NodeName, String), u64>,
     foreign_cordons: BTreeSet<NodeName>,
@@ -94,6 +97,10 @@ impl Watch {
 
     pub(crate) fn turn_taken(&mut self, turn: u64) {
         self.turn = turn;
+    }
+
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn
     }
 
     pub(crate) fn turn_of_others(&mut self, turn: u64) {
@@ -226,7 +233,7 @@ impl State {
             self.violated(9, format!("{ours} acts on {node} while {rollout} has {other} in hand"));
         }
         let (ours, others) = (self.watch.turn, self.watch.turn_of_others);
-        if others > ours && acts(&order.task) {
+        if others > 0 && others >= ours && acts(&order.task) {
             self.violated(9, format!("{node} obeys turn {ours} although another Kadence has {others}"));
         }
         let changed = self.watch.changed_by_others.get(node).copied();
@@ -375,6 +382,26 @@ impl State {
             && before != life
         {
             self.violated(8, format!("{node} is restored again after it had been started"));
+        }
+    }
+
+    /// What Kadence stored is judged by what was so.
+    pub(crate) fn judge_event(&mut self, recorded: &Recorded) {
+        match &recorded.event {
+            Event::Intent { id, action: Action::Prove { node, .. } } => {
+                self.watch.proofs.insert(id.clone(), node.clone());
+            }
+            Event::Outcome { id, outcome, .. }
+                if matches!(**outcome, Outcome::Done { report: Report::Proven { .. }, .. }) =>
+            {
+                let Some(node) = self.watch.proofs.get(id).cloned() else { return };
+                let silent = self.machines.get(&node).filter(|m| !m.kubelet_up).and_then(|m| m.running.as_ref());
+                if silent.is_some_and(|(_, started)| *started + LAST_WORD < self.now) {
+                    let what = format!("{node} is called proven, and its kubelet has said nothing since K3s started");
+                    self.violated(11, what);
+                }
+            }
+            _ => {}
         }
     }
 

@@ -15,6 +15,7 @@ pub mod invariants;
 mod objects;
 mod release;
 mod rng;
+mod sqlite;
 mod stage;
 pub mod standin;
 pub mod store;

@@ -43,6 +43,8 @@ pub(crate) struct NodeRecord {
     pub(crate) config_hash: String,
     /// `None` is `Unknown`: the node's lease ran out.
     pub(crate) ready: Option<bool>,
+    /// When its kubelet said so.
+    pub(crate) reported: Duration,
     /// Grows with every change, as a resourceVersion does.
     pub(crate) changes: u64,
 }
@@ -172,6 +174,8 @@ impl Objects {
             boot_id: boot_id.to_owned(),
             config_hash: config_hash.to_owned(),
             ready: Some(true),
+            // The world begins in the middle: its kubelets have reported since they were started.
+            reported: self.touched + Duration::from_secs(1),
             changes: 1,
         };
         self.nodes.insert(name.clone(), record);

@@ -86,7 +86,7 @@ impl Store for MemoryStore {
         state.turns.insert(cluster.clone(), number);
         state.holders.insert(cluster.clone(), (holder.to_owned(), self.clock.now().to_string()));
         let guard = Guard { state: Arc::clone(&self.state), cluster: cluster.clone() };
-        Ok(Turn { number, guard: Box::new(guard) })
+        Ok(Turn::new(number, Box::new(guard)))
     }
 
     async fn append(&self, cluster: &ClusterUid, event: &Recorded) -> Result<(), StoreError> {

@@ -8,8 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 
 use kadence_core::apply::action::BackupReceipt;
+use kadence_core::apply::backup::SqliteFacts;
 use kadence_core::ident::Digest;
 use kadence_engine::ports::{Vault, VaultError};
+
+use crate::sqlite;
 
 /// A vault in memory. Only its scratch folders are real, because the engine reads backups there before it keeps them.
 pub struct MemoryVault {
@@ -107,6 +110,18 @@ impl Vault for MemoryVault {
         std::fs::write(into, bytes).map_err(|e| failed(into, &e))
     }
 
+    async fn read_sqlite(&self, database: &Path) -> Result<SqliteFacts, VaultError> {
+        let bytes = std::fs::read(database).map_err(|e| failed(database, &e))?;
+        let log = database
+            .with_extension("")
+            .with_file_name(format!("{}-wal", database.file_name().unwrap_or_default().to_string_lossy()));
+        let (whole, facts) = sqlite::read(&bytes, std::fs::read(&log).ok().as_deref())
+            .ok_or_else(|| VaultError::Io { what: database.display().to_string(), why: "no database".to_owned() })?;
+        std::fs::write(database, whole).map_err(|e| failed(database, &e))?;
+        let _ = std::fs::remove_file(log);
+        Ok(facts)
+    }
+
     async fn holds(&self, receipt: &BackupReceipt) -> bool {
         let kept = self.kept();
         let there = |(name, digest): (&String, &Digest)| {
@@ -134,6 +149,7 @@ fn failed(path: &Path, error: &std::io::Error) -> VaultError {
 mod tests {
     use std::sync::Arc;
 
+    use futures_util::FutureExt as _;
     use kadence_engine::contract::vault;
 
     use super::*;
@@ -143,9 +159,21 @@ mod tests {
         vault::suite(async || {
             let folder = tempfile::tempdir().expect("a folder");
             let vault = Arc::new(MemoryVault::new(folder.path().join("scratch")));
-            vault::AtHand { vault, beside: folder.path().to_owned(), keep: Box::new(folder) }
+            let beside = folder.path().to_owned();
+            vault::AtHand {
+                vault,
+                beside,
+                database: |path, revision| database(path, revision).boxed(),
+                keep: Box::new(folder),
+            }
         })
         .await;
+    }
+
+    async fn database(path: PathBuf, revision: u64) {
+        let (whole, log) = (sqlite::database("s1", revision, true), format!("{}-wal", path.display()));
+        std::fs::write(&path, sqlite::before_log(&whole)).expect("written");
+        std::fs::write(log, sqlite::log(&whole)).expect("written");
     }
 
     #[tokio::test]

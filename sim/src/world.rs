@@ -18,6 +18,7 @@ use kadence_core::event::{Recorded, Request};
 use kadence_core::ident::{ActionId, Digest, NodeName};
 use kadence_core::inventory::{Arch, Role, Unit};
 use kadence_core::version::Version;
+use kadence_engine::ports::RemoteFile;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -151,6 +152,8 @@ pub(crate) struct Machine {
     pub(crate) boots: u32,
     pub(crate) power: bool,
     pub(crate) ssh_cut: bool,
+    /// How long it takes to answer what it is asked, beside the usual.
+    pub(crate) answers_after: Duration,
     pub(crate) disk_free: u64,
     pub(crate) disk_full: bool,
     pub(crate) tools: bool,
@@ -158,6 +161,8 @@ pub(crate) struct Machine {
     pub(crate) joins: Option<String>,
     /// Changes when somebody changes the arguments.
     pub(crate) arguments: u32,
+    /// When somebody last did; `None`: never.
+    pub(crate) arguments_changed: Option<Duration>,
     pub(crate) installed: Binary,
     pub(crate) unit: UnitPhase,
     pub(crate) enabled: bool,
@@ -202,7 +207,8 @@ pub(crate) enum UnitPhase {
 /// Kadence's folder on a node, and the files that actions made.
 #[derive(Default)]
 pub(crate) struct Folder {
-    pub(crate) turn: u64,
+    /// The highest turn that was obeyed, and its holder.
+    pub(crate) turn: (u64, String),
     pub(crate) staged: BTreeMap<Digest, Version>,
     pub(crate) kept: BTreeMap<Digest, Version>,
     /// Airgap image archives.
@@ -224,14 +230,14 @@ pub(crate) struct Stored {
     pub(crate) what: Content,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Content {
     Snapshot(Box<Snapshot>),
     Other,
 }
 
 /// A datastore at one time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
     pub(crate) objects: Objects,
     /// The version of the server it was taken on.
@@ -343,6 +349,7 @@ pub(crate) enum Effect {
 #[derive(Clone, Debug)]
 pub(crate) enum Over {
     Ssh(NodeName),
+    Slow(NodeName),
     Disk(NodeName),
     Api,
     Down(NodeName),
@@ -502,12 +509,34 @@ impl World {
         self.look(|s| s.trace)
     }
 
-    /// The paths of the snapshots that lie on a node, oldest first.
-    pub fn snapshots(&self, node: &NodeName) -> Vec<String> {
+    /// The snapshots that lie on a node, in the order of their names.
+    pub fn snapshots(&self, node: &NodeName) -> Vec<RemoteFile> {
         self.look(|s| {
-            let files = s.machines.get(node).into_iter().flat_map(|m| m.folder.files.keys());
-            files.filter(|path| path.contains("/db/snapshots/")).cloned().collect()
+            let files = s.machines.get(node).into_iter().flat_map(|m| &m.folder.files);
+            let snapshots = files.filter(|(path, _)| path.contains("/db/snapshots/"));
+            let file = |(path, file): (&String, &Arc<Stored>)| RemoteFile {
+                path: path.clone(),
+                bytes: file.bytes.len() as u64,
+                digest: file.digest,
+            };
+            snapshots.map(file).collect()
         })
+    }
+
+    /// Somebody deletes files of a node whose paths begin so, or, if bytes are given, writes over them.
+    pub fn spoil(&self, node: &NodeName, path: &str, with: Option<&[u8]>) {
+        self.look(|s| {
+            let Some(machine) = s.machines.get_mut(node) else { return };
+            let files = &mut machine.folder.files;
+            match with {
+                None => files.retain(|p, _| !p.starts_with(path)),
+                Some(bytes) => {
+                    let digest = Digest::of(bytes);
+                    let spoilt = Arc::new(Stored { bytes: bytes.to_vec(), digest, what: Content::Other });
+                    files.iter_mut().filter(|(p, _)| p.starts_with(path)).for_each(|(_, f)| *f = Arc::clone(&spoilt));
+                }
+            }
+        });
     }
 
     /// How many port calls were made, without the outage's probes.
@@ -642,11 +671,13 @@ impl State {
                 boots: 1,
                 power: true,
                 ssh_cut: false,
+                answers_after: Duration::ZERO,
                 disk_free: 40_000_000_000,
                 disk_full: false,
                 tools: sqlite_tools,
                 joins,
                 arguments: 1,
+                arguments_changed: None,
                 installed: Binary::of(&version, Arch::Amd64),
                 unit: UnitPhase::Running,
                 enabled: true,
@@ -771,8 +802,12 @@ impl State {
     }
 
     pub(crate) fn wall_at(&self, at: Duration) -> Timestamp {
-        let elapsed = SignedDuration::try_from(at).unwrap_or_default();
-        self.began.checked_add(elapsed).and_then(|t| t.checked_add(self.skew)).unwrap_or(self.began)
+        self.node_clock(at).checked_add(self.skew).unwrap_or(self.began)
+    }
+
+    /// The time on the nodes' clocks, which are right.
+    pub(crate) fn node_clock(&self, at: Duration) -> Timestamp {
+        self.began.checked_add(SignedDuration::try_from(at).unwrap_or_default()).unwrap_or(self.began)
     }
 
     /// Remembers a dump of the external datastore, so that it is known when it comes back.
@@ -958,7 +993,8 @@ impl State {
         let now = self.now;
         let Some(machine) = self.machines.get_mut(node).filter(|m| m.power) else { return };
         machine.life += 1;
-        machine.unit = UnitPhase::Starting;
+        // A server's unit is active once K3s says so, an agent's as soon as there is a process.
+        machine.unit = if machine.role == Role::Server { UnitPhase::Starting } else { UnitPhase::Running };
         machine.pid = pid;
         machine.running = Some((machine.installed.clone(), now));
         machine.changes += 1;
@@ -1206,10 +1242,6 @@ impl State {
             self.after(SECOND, Effect::AgentUp { node: node.clone(), life });
             return;
         }
-        if let Some(machine) = self.machines.get_mut(node) {
-            machine.unit = UnitPhase::Running;
-            machine.changes += 1;
-        }
         self.after_millis(1200, 2000, Effect::Registered { node: node.clone(), life });
         self.decline(node, life, broken);
     }
@@ -1227,6 +1259,7 @@ impl State {
         let etcd = matches!(machine.data, Data::Etcd { .. });
         let lost = machine.pods_lost;
         let fresh = !machine.kubelet_up;
+        let now = self.now;
         let Some(objects) = self.objects_mut(&place) else { return };
         let known = objects.nodes.get(node).is_some_and(|r| {
             r.version == version && r.boot_id == boot_id && r.config_hash == config_hash && r.ready == Some(true)
@@ -1242,6 +1275,7 @@ impl State {
             record.boot_id = boot_id;
             record.config_hash = config_hash;
             record.ready = Some(true);
+            record.reported = now;
             if etcd {
                 record.labels.insert("node-role.kubernetes.io/etcd".to_owned(), "true".to_owned());
             }
@@ -1273,9 +1307,13 @@ impl State {
     }
 
     fn flap(&mut self, node: &NodeName, life: u64) {
+        let now = self.now;
         let Some(place) = self.live() else { return };
         if let Some(objects) = self.objects_mut(&place) {
-            objects.change(node, |record| record.ready = Some(record.ready != Some(true)));
+            objects.change(node, |record| {
+                record.ready = Some(record.ready != Some(true));
+                record.reported = now;
+            });
             self.after(5 * SECOND, Effect::Flap { node: node.clone(), life });
         }
     }
@@ -1475,10 +1513,11 @@ impl State {
                     self.start_unit(node);
                 }
             }
-            Over::Ssh(node) | Over::Disk(node) | Over::Sick(node) => {
+            Over::Ssh(node) | Over::Slow(node) | Over::Disk(node) | Over::Sick(node) => {
                 let Some(machine) = self.machines.get_mut(node) else { return };
                 match what {
                     Over::Ssh(_) => machine.ssh_cut = false,
+                    Over::Slow(_) => machine.answers_after = Duration::ZERO,
                     Over::Disk(_) => machine.disk_full = false,
                     _ => machine.etcd_sick = false,
                 }

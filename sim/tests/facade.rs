@@ -40,7 +40,7 @@ async fn fresh() -> AtHand {
     };
     tokio::time::timeout(std::time::Duration::from_secs(10), listens).await.expect("it listens");
     api.learn_servers(facade.servers());
-    AtHand { world, facade, api, folder: folder }
+    AtHand { world, facade, api, folder }
 }
 
 #[tokio::test(flavor = "multi_thread")]

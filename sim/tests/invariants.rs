@@ -63,6 +63,7 @@ impl Wrong {
         let order = Order {
             id: ActionId::of(&self.rollout, self.number),
             turn: 1,
+            holder: String::new(),
             rollout: self.rollout.clone(),
             plan: "plan".to_owned(),
             role: if node.starts_with('s') { Role::Server } else { Role::Agent },
@@ -76,6 +77,7 @@ impl Wrong {
         let order = Order {
             id: ActionId::of(&self.rollout, self.number),
             turn: 1,
+            holder: String::new(),
             rollout: self.rollout.clone(),
             plan: "plan".to_owned(),
             role: Role::Server,
@@ -167,7 +169,7 @@ async fn invariant_1_old_peers_that_were_started_make_a_second_cluster() {
     let files = wrong.hosts.facts(&"s1".into()).await.expect("facts").records.len();
     assert_eq!(files, 2, "the snapshot and the stop");
     let snapshot = wrong.world.snapshots(&"s1".into()).pop().expect("a snapshot");
-    assert!(wrong.order("s1", Task::EtcdReset { snapshot }).await);
+    assert!(wrong.order("s1", Task::EtcdReset { snapshot: snapshot.path, digest: snapshot.digest }).await);
     assert!(wrong.order("s1", Task::Start).await);
     wrong.pass(10).await;
     assert_eq!(wrong.broken(), BTreeSet::new(), "so far this is a restore");
@@ -277,7 +279,8 @@ async fn invariant_8_a_second_restore_of_what_has_started() {
     let snapshot = wrong.world.snapshots(&"s1".into()).pop().expect("a snapshot");
     for again in [false, true] {
         assert!(wrong.order("s1", Task::Stop).await);
-        assert!(wrong.order("s1", Task::EtcdReset { snapshot: snapshot.clone() }).await);
+        let (path, digest) = (snapshot.path.clone(), snapshot.digest);
+        assert!(wrong.order("s1", Task::EtcdReset { snapshot: path, digest }).await);
         assert_eq!(wrong.broken(), if again { only(8) } else { BTreeSet::new() });
         assert!(wrong.order("s1", Task::Start).await);
         wrong.pass(20).await;

@@ -13,7 +13,7 @@ use kadence_core::apply::plan::{Plan, PlanHash};
 use kadence_core::event::{Recorded, Request};
 use kadence_core::fact::Fact;
 use kadence_core::ident::{ClusterUid, Digest, NodeName, RolloutId};
-use kadence_core::inventory::{ApiFacts, ApiNode, HostFacts, LeaseHolder, Mark, Pod, Role};
+use kadence_core::inventory::{ApiFacts, ApiNode, HostFacts, LeaseHolder, Mark, Pod, Role, Workload};
 use kadence_core::version::Version;
 use kadence_engine::Engine;
 use kadence_engine::ports::{
@@ -43,6 +43,8 @@ enum Defect {
     LooksOnce,
     /// A node that refuses a lower turn is told a higher one.
     Insists,
+    /// Every Kadence says that it holds the turn, whichever took it.
+    SharesItsTurn,
     /// A restored server is restored once more after its start.
     RestoresTwice,
     /// An error quotes a file that it read.
@@ -56,6 +58,7 @@ enum Defect {
 struct Memory {
     /// What each node looked like at first.
     first: BTreeMap<NodeName, HostGlance>,
+    workload: Option<Workload>,
     resets: BTreeMap<NodeName, Order>,
     /// What each agent was told to run.
     told: BTreeMap<NodeName, (Version, Digest)>,
@@ -87,6 +90,9 @@ fn bent_node(defect: Defect, memory: &Mutex<Memory>, mut node: ApiNode) -> ApiNo
     if defect == Defect::SaysHealthy {
         node.ready = Fact::Known(true);
     }
+    if matches!(defect, Defect::SaysHealthy | Defect::SaysUpdated) {
+        node.reported = Fact::Known(jiff::Timestamp::MAX);
+    }
     if let Some((version, _)) = memory.lock().expect("unpoisoned").told.get(&node.name) {
         node.version = Fact::Known(version.clone());
     }
@@ -103,6 +109,9 @@ impl Api for Bent<dyn Api> {
         let mut facts = self.inner.facts().await?;
         facts.nodes =
             facts.nodes.map(|nodes| nodes.into_iter().map(|n| bent_node(self.defect, &self.memory, n)).collect());
+        if self.defect == Defect::SaysHealthy {
+            facts.workload = self.memory().workload.get_or_insert_with(|| facts.workload.clone()).clone();
+        }
         Ok(facts)
     }
 
@@ -195,7 +204,8 @@ impl Hosts for Bent<dyn Hosts> {
         let first = memory.first.entry(node.clone()).or_insert_with(|| glance.clone()).clone();
         match self.defect {
             Defect::SaysHealthy => {
-                glance = HostGlance { binary: glance.binary, arguments: glance.arguments, ..first };
+                let HostGlance { binary, arguments, boot_id, running, .. } = glance;
+                glance = HostGlance { binary, arguments, boot_id, running, ..first };
             }
             Defect::LooksOnce => glance.arguments = first.arguments,
             _ => {}
@@ -235,9 +245,13 @@ impl Hosts for Bent<dyn Hosts> {
             }
             _ => {}
         }
+        let order = &match self.defect {
+            Defect::SharesItsTurn => Order { holder: "another".to_owned(), ..order.clone() },
+            _ => order.clone(),
+        };
         let done = self.inner.act(node, order).await;
         if let (Defect::Insists, Err(HostError::Superseded { theirs, .. })) = (self.defect, &done) {
-            return self.inner.act(node, &Order { turn: *theirs, ..order.clone() }).await;
+            return self.inner.act(node, &Order { turn: *theirs + 1, ..order.clone() }).await;
         }
         let again = self.memory().resets.remove(node);
         match (again, &order.task) {
@@ -432,6 +446,11 @@ fn invariant_8_a_second_restore() {
 #[test]
 fn invariant_9_a_kadence_that_insists() {
     finds_port(9, Defect::Insists);
+}
+
+#[test]
+fn invariant_9_two_states_hand_out_one_turn() {
+    finds_port(9, Defect::SharesItsTurn);
 }
 
 #[test]

@@ -1,11 +1,16 @@
 //! The real engine over the simulated world.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use kadence_core::apply::plan::DatastoreKind;
-use kadence_core::event::Ending;
+use kadence_core::event::{Consent, Ending, Recorded};
 use kadence_core::version::Version;
-use kadence_sim::Topology;
+use kadence_engine::ports::{Observer, Progress};
+use kadence_engine::{Driven, Engine, Wish};
 use kadence_sim::explore::{Case, End, Then, Told};
-use kadence_sim::faults::{Fault, What, When};
+use kadence_sim::faults::{Fault, Target, What, When};
+use kadence_sim::{Stage, Topology, World};
 
 fn case(servers: u8, agents: u8, datastore: DatastoreKind) -> Case {
     Case {
@@ -105,4 +110,66 @@ fn a_kill_in_the_middle_of_any_remote_action_is_survived() {
     let backup = (1..=3).map(|order| When::Step { order, step: 0 });
     let swaps = (4..=7).flat_map(|order| (0..5).map(move |step| When::Step { order, step }));
     survives(&case(3, 1, DatastoreKind::EmbeddedEtcd), backup.chain(swaps));
+}
+
+/// A host that answers slowly makes old what the others said at once: nobody is stopped on the strength of it.
+#[test]
+fn a_slow_answer_makes_a_look_too_old() {
+    for second in 20..40 {
+        let slow = What::SlowAnswers {
+            at: Target::Node("a1".into()),
+            takes: Duration::from_secs(20),
+            lasts: Duration::from_secs(200),
+        };
+        let down = What::ServerDown { at: Target::Node("s1".into()), lasts: Duration::from_secs(60) };
+        let faults = vec![
+            Fault { when: When::At(Duration::from_secs(8)), what: slow },
+            Fault { when: When::At(Duration::from_secs(second)), what: down },
+        ];
+        let told = tell(&Case { faults, ..case(3, 1, DatastoreKind::EmbeddedEtcd) });
+        assert_eq!(told.end, End::Ended(Ending::Completed), "{second}: {}", told.log.join("\n"));
+    }
+}
+
+/// Two machines, each with a state of its own, update one cluster at about the same time: at most one has its way, and
+/// what the other one began is in nobody's way.
+#[test]
+fn two_states_never_act_at_once() {
+    for apart in [0, 1, 2, 5, 10, 17, 20, 30, 45, 60, 90] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (violations, ends, log) = kadence_sim::runtime().expect("a runtime").block_on(async {
+            let topology = Topology { servers: 3, agents: 1, datastore: DatastoreKind::EmbeddedEtcd };
+            let world = World::cluster(topology, Version::new(1, 36, 3, 1)).seed(apart).build();
+            let states = [Stage::new(world.clone(), "one", folder.path()), Stage::new(world.clone(), "other", folder.path())];
+            world.rollout_begins();
+            let (one, other) = tokio::join!(update(&states[0], 0), update(&states[1], apart));
+            (world.violations(), [one, other], world.log())
+        });
+        assert!(violations.is_empty(), "{apart} s apart: {violations:?}\n{}", log.join("\n"));
+        let completed = ends.iter().filter(|e| **e == Ok(Driven::Ended(Ending::Completed))).count();
+        assert!(completed <= 1, "{apart} s apart: {ends:?}");
+        if apart >= 5 {
+            assert_eq!(completed, 1, "{apart} s apart: {ends:?}\n{}", log.join("\n"));
+        }
+    }
+}
+
+async fn update(stage: &Stage, after: u64) -> Result<Driven, String> {
+    tokio::time::sleep(Duration::from_secs(after)).await;
+    let engine = stage.engine(Arc::new(Nobody));
+    let inventory = engine.inspect().await.map_err(|e| e.to_string())?;
+    let wish = Wish { to: Some(Version::new(1, 36, 4, 1)), ..Wish::default() };
+    let plan = engine.plan(&inventory, &wish).await.map_err(|e| e.to_string())?;
+    let uid = plan.decision.preconditions.cluster_uid.clone();
+    let turn = engine.take_turn(&uid, Engine::turn_seen(&inventory)).await.map_err(|e| e.to_string())?;
+    let mut rollout = engine.begin(plan, Consent::default(), &turn).await.map_err(|e| e.to_string())?;
+    let (_ask, mut stop) = tokio::sync::mpsc::unbounded_channel();
+    engine.drive(&mut rollout, &mut stop).await.map_err(|e| e.to_string())
+}
+
+struct Nobody;
+
+impl Observer for Nobody {
+    fn event(&self, _: &Recorded) {}
+    fn progress(&self, _: &Progress) {}
 }

@@ -45,7 +45,7 @@ impl Bench {
         let rollout = RolloutId::new("r1");
         let role = if node.starts_with('s') { Role::Server } else { Role::Agent };
         let id = ActionId::of(&rollout, number);
-        let order = Order { id, turn: 1, rollout, plan: "plan".to_owned(), role, task };
+        let order = Order { id, turn: 1, holder: String::new(), rollout, plan: "plan".to_owned(), role, task };
         self.hosts.act(&node.into(), &order).await
     }
 
@@ -252,18 +252,19 @@ async fn a_restore_brings_objects_back_and_servers_rejoin_as_learners() {
     let later = bench.api.revision().await.expect("a revision");
     assert!(later > facts.revision);
 
-    let refused = bench.order("s1", 2, Task::EtcdReset { snapshot: file.path.clone() }).await;
+    let refused = bench.order("s1", 2, Task::EtcdReset { snapshot: file.path.clone(), digest: file.digest }).await;
     assert!(matches!(refused, Err(HostError::Failed { code, .. }) if code == "still-running"));
     for (number, node) in (10..).zip(["s1", "s2", "s3", "a1"]) {
         bench.order(node, number, Task::Stop).await.expect("stopped");
     }
     let back = bench.hosts.push(&"s2".into(), &here, "snapshot", &file.digest).await.expect("pushed");
-    let refused = bench.order("s2", 3, Task::EtcdReset { snapshot: back }).await;
+    let refused = bench.order("s2", 3, Task::EtcdReset { snapshot: back, digest: file.digest }).await;
     assert!(matches!(refused, Err(HostError::Failed { code, .. }) if code == "server-configured"));
 
     let again = bench.hosts.push(&"s1".into(), &here, "snapshot", &file.digest).await.expect("pushed");
-    bench.order("s1", 4, Task::EtcdReset { snapshot: again.clone() }).await.expect("reset");
-    let told = bench.order("s1", 4, Task::EtcdReset { snapshot: again }).await.expect("told again");
+    bench.order("s1", 4, Task::EtcdReset { snapshot: again.clone(), digest: file.digest }).await.expect("reset");
+    let told =
+        bench.order("s1", 4, Task::EtcdReset { snapshot: again, digest: file.digest }).await.expect("told again");
     assert!(told.already);
     bench.order("s1", 5, Task::Start).await.expect("started");
     pass(15_000).await;
@@ -379,8 +380,12 @@ async fn faults_of_the_surroundings_are_told_as_what_they_are() {
     pass(20_000).await;
     assert!(bench.api.nodes().await.is_ok());
 
+    assert!(bench.order("s3", 1, Task::Archive).await.is_ok());
+    strike(What::EqualTurn);
+    let other = bench.order("s3", 2, Task::Archive).await;
+    assert!(matches!(other, Err(HostError::Superseded { ours: 1, theirs: 1, .. })), "{other:?}");
     strike(What::HigherTurn);
-    let late = bench.order("s3", 1, Task::Archive).await;
+    let late = bench.order("s3", 3, Task::Archive).await;
     assert!(matches!(late, Err(HostError::Superseded { .. })), "{late:?}");
 
     let before = bench.world.clock().now();

@@ -1,10 +1,14 @@
 //! What the checks found.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kadence_core::apply::plan::Plan;
+use kadence_core::fact::Fact;
 use kadence_core::inventory::Inventory;
+use kadence_core::track::resolve::Newest;
 use kadence_core::validate::finding::{Finding, Readiness, Verdict, readiness};
+use kadence_core::version::Version;
+use serde_json::{Value, json};
 
 use crate::Style;
 use crate::layout::{Page, bad, dim, good, strong, warn};
@@ -44,6 +48,45 @@ pub fn text(inventory: &Inventory, plan: Option<&Plan>, findings: &[Finding], st
         _ => format!("Next: do what stands above, then kadence check {cluster}{to}"),
     });
     page.finish()
+}
+
+/// What there is for the cluster: `shop is on v1.36.3+k3s1. Newest patch of its minor: ... Next minor: ...`
+pub fn newest(cluster: &str, newest: &Newest, style: Style) -> String {
+    let patch = match &newest.patch {
+        Some(offer) if offer.version == newest.runs => "it is the newest patch of its minor".to_owned(),
+        Some(offer) => format!("newest patch of its minor: {offer}"),
+        None => "no patch of its minor is to be had".to_owned(),
+    };
+    let minor = match &newest.next_minor {
+        Some(offer) => format!("next minor: {offer}"),
+        None => "no next minor yet".to_owned(),
+    };
+    let mut page = Page::new(style);
+    page.say(&format!("{cluster} is on {}; {patch}; {minor}.", newest.runs));
+    page.gap();
+    page.finish()
+}
+
+/// The findings as one document, schema 1.
+pub fn json(cluster: &str, target: Option<&Version>, findings: &[Finding]) -> Value {
+    json!({
+        "schema": 1,
+        "cluster": cluster,
+        "target": target,
+        "readiness": readiness(findings),
+        "findings": findings,
+    })
+}
+
+/// What `validate` found as one document, schema 1: the checks that need no target, and the probes.
+pub fn validate_json(cluster: &str, probes: &BTreeMap<String, Fact<bool>>, findings: &[Finding]) -> Value {
+    json!({
+        "schema": 1,
+        "cluster": cluster,
+        "readiness": readiness(findings),
+        "probes": probes,
+        "findings": findings,
+    })
 }
 
 fn answer(inventory: &Inventory, plan: Option<&Plan>, findings: &[Finding]) -> String {

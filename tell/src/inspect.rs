@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use kadence_core::fact::Fact;
-use kadence_core::inventory::{Cordon, Datastore, EtcdRole, Inventory, Manager, Node};
+use kadence_core::inventory::{Certificate, Cordon, Datastore, Disk, EtcdRole, Install, Inventory, Manager, Node};
 
 use crate::Style;
 use crate::layout::{Page, bad, dim, good, strong, warn};
@@ -304,78 +304,20 @@ fn host(page: &mut Page, node: &Node, now: Timestamp) {
         Fact::Known(host) => host,
         Fact::Unknown(why) => return entry("host", warn(&format!("? not known: {why}"))),
     };
-    let known = |label: &str, fact: Fact<String>| {
-        fact.why().map_or_else(
-            || fact.known().cloned().unwrap_or_default(),
-            |why| format!("{label} {} {why}", warn("? not known:")),
-        )
-    };
-    entry(
-        "installed",
-        known(
-            "K3s",
-            host.install.as_ref().map(|i| {
-                format!(
-                    "{} ({}, sha256 {}), unit {} {} {}, data in {}",
-                    i.binary,
-                    bytes(i.size),
-                    i.digest.short(12),
-                    i.unit.name,
-                    i.unit.active,
-                    if i.unit.enabled { "and enabled" } else { "but not enabled" },
-                    i.data_dir
-                )
-            }),
-        ),
-    );
-    entry(
-        "disks",
-        known(
-            "disks",
-            host.disks.as_ref().map(|disks| {
-                disks
-                    .iter()
-                    .map(|d| format!("{} {} of {} free", d.mount, bytes(d.free), bytes(d.total)))
-                    .collect::<BTreeSet<_>>()
-                    .into_iter()
-                    .collect::<Vec<_>>()
-                    .join(" · ")
-            }),
-        ),
-    );
+    entry("installed", known("K3s", host.install.as_ref().map(installed)));
+    entry("disks", known("disks", host.disks.as_ref().map(|all| disks(all))));
     let clock = known("offset", host.clock_offset.as_ref().map(|o| format!("{} from here", duration(o.abs()))));
-    let ntp = known(
-        "NTP",
-        host.ntp_synchronised
-            .as_ref()
-            .map(|s| if *s { "synchronised".to_owned() } else { "not synchronised".to_owned() }),
-    );
-    entry("clock", format!("{clock}, {ntp}"));
-    let cgroup = known("cgroup", host.cgroup.as_ref().map(|c| format!("cgroup {}", format!("{c:?}").to_lowercase())));
-    entry("cgroup", cgroup);
-    entry(
-        "certificates",
-        known(
-            "certificates",
-            host.certificates.as_ref().map(|all| {
-                let ends = |ca: bool| all.iter().filter(|c| c.ca == ca).map(|c| c.not_after).min();
-                let days = |at: Timestamp| format!("{} (in {})", time(at), duration(at.duration_since(now)));
-                let leaf = ends(false).map(|at| format!("first to end {}", days(at)));
-                let ca = ends(true).map(|at| format!("CA {}", days(at)));
-                leaf.into_iter().chain(ca).collect::<Vec<_>>().join(", ")
-            }),
-        ),
-    );
+    let ntp = host.ntp_synchronised.as_ref().map(|s| if *s { "synchronised" } else { "not synchronised" }.to_owned());
+    entry("clock", format!("{clock}, {}", known("NTP", ntp)));
+    let cgroup = host.cgroup.as_ref().map(|c| format!("cgroup {}", format!("{c:?}").to_lowercase()));
+    entry("cgroup", known("cgroup", cgroup));
+    entry("certificates", known("certificates", host.certificates.as_ref().map(|all| certificates(all, now))));
     if let Some(encryption) = &host.secrets_encryption {
-        entry(
-            "encryption",
-            known(
-                "secrets",
-                encryption.as_ref().map(|e| {
-                    if e.enabled { format!("of Secrets on, stage {}", e.stage) } else { "of Secrets off".to_owned() }
-                }),
-            ),
-        );
+        let words = encryption.as_ref().map(|e| match e.enabled {
+            true => format!("of Secrets on, stage {}", e.stage),
+            false => "of Secrets off".to_owned(),
+        });
+        entry("encryption", known("secrets", words));
     }
     if let Fact::Known(arguments) = &host.arguments {
         entry("arguments", format!("{} set", count(arguments.entries.len(), "argument")));
@@ -389,6 +331,39 @@ fn host(page: &mut Page, node: &Node, now: Timestamp) {
             }
         }
     }
+}
+
+/// What a host said, or why it is not known.
+fn known(label: &str, fact: Fact<String>) -> String {
+    match fact {
+        Fact::Known(text) => text,
+        Fact::Unknown(why) => format!("{label} {} {why}", warn("? not known:")),
+    }
+}
+
+fn installed(install: &Install) -> String {
+    let Install { binary, size, digest, unit, data_dir, .. } = install;
+    format!(
+        "{binary} ({}, sha256 {}), unit {} {} {}, data in {data_dir}",
+        bytes(*size),
+        digest.short(12),
+        unit.name,
+        unit.active,
+        if unit.enabled { "and enabled" } else { "but not enabled" },
+    )
+}
+
+fn disks(disks: &[Disk]) -> String {
+    let free = |d: &Disk| format!("{} {} of {} free", d.mount, bytes(d.free), bytes(d.total));
+    disks.iter().map(free).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(" · ")
+}
+
+fn certificates(all: &[Certificate], now: Timestamp) -> String {
+    let ends = |ca: bool| all.iter().filter(|c| c.ca == ca).map(|c| c.not_after).min();
+    let days = |at: Timestamp| format!("{} (in {})", time(at), duration(at.duration_since(now)));
+    let leaf = ends(false).map(|at| format!("first to end {}", days(at)));
+    let ca = ends(true).map(|at| format!("CA {}", days(at)));
+    leaf.into_iter().chain(ca).collect::<Vec<_>>().join(", ")
 }
 
 fn contradictions(page: &mut Page, inventory: &Inventory) {

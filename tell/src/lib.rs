@@ -7,6 +7,7 @@ pub mod check;
 pub mod inspect;
 mod layout;
 pub mod line;
+pub mod live;
 pub mod plan;
 pub mod report;
 pub mod runbook;

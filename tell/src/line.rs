@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use kadence_core::apply::action::{Action, BackupReceipt, CordonWas, Failure, Outcome, Proof, Report};
-use kadence_core::apply::plan::BackupMethod;
+use kadence_core::apply::plan::{BackupMethod, Plan};
+use kadence_core::apply::rollout::{At, Rollout};
 use kadence_core::event::{Event, Recorded, Request};
 use kadence_core::fact::Fact;
 use kadence_core::ident::{ActionId, NodeName};
@@ -15,7 +16,7 @@ use kadence_core::version::Version;
 use crate::Style;
 use crate::check::about;
 use crate::layout::{bad, columns, dim, finish, good, pad, strong, warn};
-use crate::words::{bytes, count, duration, took};
+use crate::words::{bytes, count, duration, names, took};
 
 /// Where the times stand.
 const TIMES: usize = 76;
@@ -25,7 +26,7 @@ const SHOWN: usize = 5;
 /// A fold of events into the lines that a person sees: one when a node is cordoned, one when it is done, and each step
 /// by itself once something went wrong.
 ///
-/// It may begin in the middle of a log, as after `resume`: what came before is then not said.
+/// It may begin in the middle of a log, as after `resume`: see [`take_up`](Self::take_up).
 #[derive(Debug, Default)]
 pub struct Lines {
     colour: bool,
@@ -60,11 +61,37 @@ impl Lines {
         Self { colour: style.colour, ..Self::default() }
     }
 
+    /// What is known of a rollout that is taken up in the middle, so that its nodes are named as before.
+    pub fn take_up(&mut self, rollout: &Rollout) {
+        self.see(&rollout.plan);
+        for (id, action) in rollout.open() {
+            if matches!(action, Action::Stage { .. }) {
+                self.staged.began.get_or_insert(rollout.at);
+            }
+            self.open.insert(id.clone(), (action.clone(), rollout.at));
+        }
+        for (node, progress) in rollout.nodes.iter().filter(|(_, p)| p.at.in_hand()) {
+            let in_hand = InHand {
+                began: progress.began,
+                version: rollout.versions.get(node).cloned(),
+                back: rollout.plan.decision.goes_back()
+                    || matches!(progress.at, At::PuttingBack | At::ProvingBack | At::UncordoningBack),
+                failed: progress.failure.is_some(),
+                proof: progress.proof.clone(),
+            };
+            self.nodes.insert(node.clone(), in_hand);
+        }
+    }
+
+    fn see(&mut self, plan: &Plan) {
+        self.name = plan.nodes().iter().map(|n| n.as_str().chars().count()).max().unwrap_or_default();
+    }
+
     /// The line for an event, or several with line breaks between them; `None` if it is not worth one.
     pub fn event(&mut self, recorded: &Recorded) -> Option<String> {
         let text = match &recorded.event {
             Event::Started { plan, .. } => {
-                self.name = plan.nodes().iter().map(|n| n.as_str().chars().count()).max().unwrap_or_default();
+                self.see(plan);
                 None
             }
             Event::Intent { id, action } => {
@@ -74,7 +101,7 @@ impl Lines {
                 self.open.insert(id.clone(), (action.clone(), recorded.at));
                 None
             }
-            Event::Outcome { id, outcome } => {
+            Event::Outcome { id, outcome, .. } => {
                 let open = self.open.get(id).cloned();
                 if !matches!(**outcome, Outcome::Unknown { .. }) {
                     self.open.remove(id);
@@ -85,6 +112,7 @@ impl Lines {
             Event::Asked { request: Request::Abort } => {
                 Some("· asked to abort: it ends after the node in hand".to_owned())
             }
+            Event::DeclaredOff { nodes } => Some(format!("· declared powered off by a person: {}", names(nodes))),
             // The ending and the hold are told as a whole, by `status::ending`.
             Event::TurnTaken { .. } | Event::Held { .. } | Event::Resumed | Event::Ended { .. } => None,
         };
@@ -146,6 +174,9 @@ impl Lines {
             (Action::Validate { .. }, Report::Validated { findings, regressions }) => {
                 Some(validated(findings, regressions, time))
             }
+            // Nothing worse between two nodes is what is expected: the next node's line says it went on.
+            (Action::Compare { .. }, Report::Compared { regressions }) if regressions.is_empty() => None,
+            (Action::Compare { .. }, Report::Compared { regressions }) => Some(validated(&[], regressions, time)),
             _ => Some(row(&format!("{} {}", good("✔"), action.words()), time)),
         }
     }
@@ -261,7 +292,7 @@ fn before(outcome: &Outcome) -> String {
                 Report::Drained { .. } => "drained",
                 Report::Swapped { .. } => "binary replaced",
                 Report::Proven { .. } => "proven healthy",
-                Report::Validated { .. } => "compared with the state before",
+                Report::Validated { .. } | Report::Compared { .. } => "compared with the state before",
                 Report::Reset { .. } => "datastore restored",
             };
             row(&format!("{} what was begun before: {what}", good("✔")), *time)

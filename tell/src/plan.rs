@@ -1,12 +1,20 @@
-//! A plan as a table.
+//! A plan as a table, and as a document.
+
+use std::path::Path;
 
 use kadence_core::apply::plan::{BackupMethod, DatastoreKind, Decision, Drain, Hop, Plan, Purpose, Step, UndoClass};
 use kadence_core::apply::restore;
 use kadence_core::inventory::Role;
+use serde_json::{Value, json};
 
 use crate::Style;
 use crate::layout::{Page, bad, dim, strong, warn};
 use crate::words::{count, datastore, duration, names, servers_and_agents, time};
+
+/// A plan as one document, schema 1: its `hash`, the `file` it lies in, and the `plan`, as [`Plan`] has it.
+pub fn json(plan: &Plan, file: &Path) -> Value {
+    json!({ "schema": 1, "hash": plan.hash(), "file": file, "plan": plan })
+}
 
 const UNDER: &str = "           ";
 

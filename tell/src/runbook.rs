@@ -380,60 +380,8 @@ impl<'a> Book<'a> {
             n
         };
         match &hop.backup {
-            BackupMethod::EtcdSnapshot { server } => {
-                let dir = format!("{DATA}/server/db/snapshots");
-                self.step(
-                    next(),
-                    &format!("Save a snapshot on {}.", inline(server.as_str())),
-                    &[self.ssh(server, &format!("k3s etcd-snapshot save --etcd-snapshot-compress=false --name {name} && ls -l {dir}/{name}-*"))],
-                    "one file, about as large as etcd's data",
-                );
-                self.step(
-                    next(),
-                    "Bring it here.",
-                    &[format!("scp 'root@{}:{dir}/{name}-*' {name}.snapshot", self.address(server))],
-                    "",
-                );
-                self.step(
-                    next(),
-                    "Read it back: a snapshot ends with the SHA-256 of all that stands before.",
-                    &[format!("[ \"$(head -c -32 {name}.snapshot | sha256sum | cut -d ' ' -f 1)\" = \"$(tail -c 32 {name}.snapshot | od -An -v -tx1 | tr -d ' \\n')\" ] && echo whole")],
-                    "`whole`. Anything else: take another snapshot; without one no server is touched",
-                );
-                self.secrets(next(), server, &name);
-            }
-            BackupMethod::SqliteOnline { server, tool } => {
-                let (db, copy) = (format!("{DATA}/server/db/state.db"), format!("/root/{name}.db"));
-                let command = match tool {
-                    SqliteTool::Sqlite3 => format!("sqlite3 -cmd '.timeout 30000' {db} \"VACUUM INTO '{copy}'\""),
-                    SqliteTool::Python3 => format!(
-                        "python3 -c \"import sqlite3; c = sqlite3.connect('{copy}'); sqlite3.connect('{db}', timeout=30).backup(c); c.close()\""
-                    ),
-                };
-                self.step(
-                    next(),
-                    &format!(
-                        "Copy the database on {} through SQLite itself. Never copy the file of a running one.",
-                        inline(server.as_str())
-                    ),
-                    &[self.ssh(server, &command)],
-                    "no output",
-                );
-                let ask = match tool {
-                    SqliteTool::Sqlite3 => format!("sqlite3 {copy} 'PRAGMA integrity_check; SELECT max(id) FROM kine'"),
-                    SqliteTool::Python3 => format!(
-                        "python3 -c \"import sqlite3; c = sqlite3.connect('{copy}'); print(c.execute('PRAGMA integrity_check').fetchone()[0]); print(c.execute('SELECT max(id) FROM kine').fetchone()[0])\""
-                    ),
-                };
-                self.step(
-                    next(),
-                    "Read the copy back.",
-                    &["kubectl get --raw '/api/v1/namespaces?limit=1' | grep -o '\"resourceVersion\":\"[0-9]*\"' | head -n 1".to_owned(), self.ssh(server, &ask)],
-                    "`ok`, and a number that is not much below the resourceVersion (it grows while you look)",
-                );
-                self.step(next(), "Bring it here.", &[format!("scp root@{}:{copy} .", self.address(server))], "");
-                self.secrets(next(), server, &name);
-            }
+            BackupMethod::EtcdSnapshot { server } => self.backup_etcd(&mut next, server, &name),
+            BackupMethod::SqliteOnline { server, tool } => self.backup_sqlite(&mut next, server, *tool, &name),
             BackupMethod::SqliteStopped { server } => {
                 let cold = format!("/root/{name}");
                 let command = format!(
@@ -464,6 +412,69 @@ impl<'a> Book<'a> {
             }
         }
         let _ = writeln!(self.text, "What this is: {}.\n", backup_words(&hop.backup).replace("here", "where you are"));
+    }
+
+    fn backup_etcd(&mut self, next: &mut impl FnMut() -> usize, server: &NodeName, name: &str) {
+        let dir = format!("{DATA}/server/db/snapshots");
+        self.step(
+            next(),
+            &format!("Save a snapshot on {}.", inline(server.as_str())),
+            &[self.ssh(
+                server,
+                &format!("k3s etcd-snapshot save --etcd-snapshot-compress=false --name {name} && ls -l {dir}/{name}-*"),
+            )],
+            "one file, about as large as etcd's data",
+        );
+        self.step(
+            next(),
+            "Bring it here.",
+            &[format!("scp 'root@{}:{dir}/{name}-*' {name}.snapshot", self.address(server))],
+            "",
+        );
+        self.step(
+            next(),
+            "Read it back: a snapshot ends with the SHA-256 of all that stands before.",
+            &[format!("[ \"$(head -c -32 {name}.snapshot | sha256sum | cut -d ' ' -f 1)\" = \"$(tail -c 32 {name}.snapshot | od -An -v -tx1 | tr -d ' \\n')\" ] && echo whole")],
+            "`whole`. Anything else: take another snapshot; without one no server is touched",
+        );
+        self.secrets(next(), server, name);
+    }
+
+    fn backup_sqlite(&mut self, next: &mut impl FnMut() -> usize, server: &NodeName, tool: SqliteTool, name: &str) {
+        let (db, copy) = (format!("{DATA}/server/db/state.db"), format!("/root/{name}.db"));
+        let command = match tool {
+            SqliteTool::Sqlite3 => format!("sqlite3 -cmd '.timeout 30000' {db} \"VACUUM INTO '{copy}'\""),
+            SqliteTool::Python3 => format!(
+                "python3 -c \"import sqlite3; c = sqlite3.connect('{copy}'); sqlite3.connect('{db}', timeout=30).backup(c); c.close()\""
+            ),
+        };
+        self.step(
+            next(),
+            &format!(
+                "Copy the database on {} through SQLite itself. Never copy the file of a running one.",
+                inline(server.as_str())
+            ),
+            &[self.ssh(server, &command)],
+            "no output",
+        );
+        let ask = match tool {
+            SqliteTool::Sqlite3 => format!("sqlite3 {copy} 'PRAGMA integrity_check; SELECT max(id) FROM kine'"),
+            SqliteTool::Python3 => format!(
+                "python3 -c \"import sqlite3; c = sqlite3.connect('{copy}'); print(c.execute('PRAGMA integrity_check').fetchone()[0]); print(c.execute('SELECT max(id) FROM kine').fetchone()[0])\""
+            ),
+        };
+        self.step(
+            next(),
+            "Read the copy back.",
+            &[
+                "kubectl get --raw '/api/v1/namespaces?limit=1' | grep -o '\"resourceVersion\":\"[0-9]*\"' | head -n 1"
+                    .to_owned(),
+                self.ssh(server, &ask),
+            ],
+            "`ok`, and a number that is not much below the resourceVersion (it grows while you look)",
+        );
+        self.step(next(), "Bring it here.", &[format!("scp root@{}:{copy} .", self.address(server))], "");
+        self.secrets(next(), server, name);
     }
 
     fn backup_name(&self, hop: usize) -> String {
@@ -739,7 +750,9 @@ impl<'a> Book<'a> {
         );
         let file = match (first, &backup.on_node) {
             // The cold copy was made at the stop and reaches further than the backup before.
-            (Some(_), Some(on_node)) if !matches!(backup.method, BackupMethod::EtcdSnapshot { .. }) => on_node.clone(),
+            (Some(_), Some(on_node)) if !matches!(backup.method, BackupMethod::EtcdSnapshot { .. }) => {
+                on_node.path.clone()
+            }
             (Some(server), _) => {
                 let command = format!("scp datastore root@{}:{file}", self.address(server));
                 self.step(2, &format!("Bring it to {}.", inline(server.as_str())), &[command], "");
@@ -758,6 +771,51 @@ impl<'a> Book<'a> {
             n += 1;
             n
         };
+        let (agents, servers) = (self.agents(), self.servers());
+        self.stop_all(&mut next, &agents, &servers);
+        self.place_all(&mut next, kept);
+
+        self.title(3, "Restore");
+        self.say("> **⚠ Point of no return.** From here on the data is that of the backup.");
+        match (method, first) {
+            (BackupMethod::EtcdSnapshot { .. }, Some(first)) => self.restore_etcd(&mut next, first, file),
+            (BackupMethod::Command { .. }, _) | (_, None) => {
+                self.step(
+                    next(),
+                    "Run your restore command with the dump; all servers stay stopped until it is done.",
+                    &[],
+                    "its success, as you know it",
+                );
+                let start: Vec<String> = servers.iter().map(|s| self.ssh(s, "systemctl enable --now k3s")).collect();
+                self.step(
+                    next(),
+                    "Start the servers one at a time, each Ready before the next.",
+                    &start,
+                    "the node Ready, its `/readyz` says `ok`",
+                );
+            }
+            (_, Some(first)) => self.restore_sqlite(&mut next, first, file),
+        }
+        self.title(3, "Bring the rest back");
+        if !agents.is_empty() {
+            let command = self.ssh_each(&agents, "systemctl enable --now k3s-agent");
+            self.step(next(), "Start the agents.", &[command], "every node Ready");
+        }
+        self.step(
+            next(),
+            "Restart what watches the API: its watches are ahead of the data that came back. Operators of your own, too.",
+            &["kubectl -n kube-system rollout restart deployments,daemonsets".to_owned()],
+            "all available again",
+        );
+        self.step(
+            next(),
+            "Lift cordons that the data brought back, and compare.",
+            &["kubectl get nodes -o wide".to_owned(), "kubectl get deployments,statefulsets,daemonsets -A".to_owned()],
+            &format!("every node Ready on its version, on {}", datastore(plan.decision.preconditions.datastore)),
+        );
+    }
+
+    fn stop_all(&mut self, next: &mut impl FnMut() -> usize, agents: &[&NodeName], servers: &[&NodeName]) {
         self.title(3, "Stop all of K3s");
         let stop = |role: Role| {
             format!(
@@ -765,12 +823,11 @@ impl<'a> Book<'a> {
                 role.unit()
             )
         };
-        let (agents, servers) = (self.agents(), self.servers());
         if !agents.is_empty() {
-            let command = self.ssh_each(&agents, &stop(Role::Agent));
+            let command = self.ssh_each(agents, &stop(Role::Agent));
             self.step(next(), "On every agent.", &[command], "no process, no port");
         }
-        let command = self.ssh_each(&servers, &stop(Role::Server));
+        let command = self.ssh_each(servers, &stop(Role::Server));
         self.step(
             next(),
             "On every server. An old member that still runs is a quorum with the same CA, and wins over the restored one: \
@@ -778,10 +835,12 @@ impl<'a> Book<'a> {
             &[command],
             "no process, no port. Way back until here: `systemctl enable --now` again, servers first",
         );
+    }
 
+    fn place_all(&mut self, next: &mut impl FnMut() -> usize, kept: &str) {
         self.title(3, "Put the backup's version on every node");
         let mut alike: BTreeMap<(&Version, Digest), Vec<&NodeName>> = BTreeMap::new();
-        for (node, was) in &plan.decision.preconditions.nodes {
+        for (node, was) in &self.plan.decision.preconditions.nodes {
             alike.entry((&was.version, was.binary)).or_default().push(node);
         }
         let places: Vec<String> = alike
@@ -805,62 +864,25 @@ impl<'a> Book<'a> {
             &places,
             "`OK` for each",
         );
+    }
 
-        self.title(3, "Restore");
-        self.say("> **⚠ Point of no return.** From here on the data is that of the backup.");
-        match (method, first) {
-            (BackupMethod::EtcdSnapshot { .. }, Some(first)) => self.restore_etcd(&mut next, first, file),
-            (BackupMethod::Command { .. }, _) | (_, None) => {
-                self.step(
-                    next(),
-                    "Run your restore command with the dump; all servers stay stopped until it is done.",
-                    &[],
-                    "its success, as you know it",
-                );
-                let start: Vec<String> = servers.iter().map(|s| self.ssh(s, "systemctl enable --now k3s")).collect();
-                self.step(
-                    next(),
-                    "Start the servers one at a time, each Ready before the next.",
-                    &start,
-                    "the node Ready, its `/readyz` says `ok`",
-                );
-            }
-            (_, Some(first)) => {
-                let db = format!("{DATA}/server/db");
-                let file = word(file);
-                let commands = [
-                    format!("ssh root@{}", self.address(first)),
-                    format!("mkdir -p {db}/aside && mv {db}/state.db* {db}/aside/    # no stale -wal or -shm may stay"),
-                    format!(
-                        "if [ -d {file} ]; then cp -p {file}/state.db* {db}/ && rm -f {db}/state.db-shm; else cp {file} {db}/state.db; fi; sync"
-                    ),
-                    "systemctl enable --now k3s".to_owned(),
-                    "exit".to_owned(),
-                ];
-                self.step(
-                    next(),
-                    &format!("Put the database back on {} and start it.", inline(first.as_str())),
-                    &commands,
-                    "the node Ready, `kubectl get --raw /readyz` says `ok`",
-                );
-            }
-        }
-        self.title(3, "Bring the rest back");
-        if !agents.is_empty() {
-            let command = self.ssh_each(&agents, "systemctl enable --now k3s-agent");
-            self.step(next(), "Start the agents.", &[command], "every node Ready");
-        }
+    fn restore_sqlite(&mut self, next: &mut impl FnMut() -> usize, first: &NodeName, file: &str) {
+        let db = format!("{DATA}/server/db");
+        let file = word(file);
+        let commands = [
+            format!("ssh root@{}", self.address(first)),
+            format!("mkdir -p {db}/aside && mv {db}/state.db* {db}/aside/    # no stale -wal or -shm may stay"),
+            format!(
+                "if [ -d {file} ]; then cp -p {file}/state.db* {db}/ && rm -f {db}/state.db-shm; else cp {file} {db}/state.db; fi; sync"
+            ),
+            "systemctl enable --now k3s".to_owned(),
+            "exit".to_owned(),
+        ];
         self.step(
             next(),
-            "Restart what watches the API: its watches are ahead of the data that came back. Operators of your own, too.",
-            &["kubectl -n kube-system rollout restart deployments,daemonsets".to_owned()],
-            "all available again",
-        );
-        self.step(
-            next(),
-            "Lift cordons that the data brought back, and compare.",
-            &["kubectl get nodes -o wide".to_owned(), "kubectl get deployments,statefulsets,daemonsets -A".to_owned()],
-            &format!("every node Ready on its version, on {}", datastore(plan.decision.preconditions.datastore)),
+            &format!("Put the database back on {} and start it.", inline(first.as_str())),
+            &commands,
+            "the node Ready, `kubectl get --raw /readyz` says `ok`",
         );
     }
 

@@ -553,7 +553,7 @@ pub fn json(rollout: &Rollout) -> Value {
         "hop": rollout.hop + 1,
         "hops": decision.hops.len(),
         "ended": rollout.ended.as_ref().map(|(ending, _)| ending),
-        "outage": rollout.ended.as_ref().and_then(|(_, outage)| *outage),
+        "outage": rollout.outage,
         "hold": standing,
         "held_since": standing.map(|_| rollout.at),
         "versions": rollout.mixed(),
@@ -562,6 +562,11 @@ pub fn json(rollout: &Rollout) -> Value {
         "in_hand": in_hand,
         "backups": rollout.backups.iter().map(|b| &b.backup.name).collect::<Vec<_>>(),
     })
+}
+
+/// Rollouts as one document, schema 1: the last of each cluster (`status`), or all of one (`history`).
+pub fn rollouts_json(rollouts: &[Rollout]) -> Value {
+    json!({ "schema": 1, "rollouts": rollouts.iter().map(json).collect::<Vec<_>>() })
 }
 
 /// The same as [`why`] as one document, schema 1.

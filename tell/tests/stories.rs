@@ -10,14 +10,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use jiff::{SignedDuration, Timestamp};
+use kadence_core::apply::action::Action;
 use kadence_core::apply::plan::Plan;
 use kadence_core::apply::rollout::Rollout;
-use kadence_core::event::Recorded;
+use kadence_core::event::{Event, Recorded};
 use kadence_core::fact::Fact;
 use kadence_core::inventory::{Cordon, Inventory, Mark, UnknownFact};
+use kadence_core::track::resolve::{Newest, Offer};
 use kadence_core::validate::baseline::Baseline;
 use kadence_core::validate::finding::{Finding, Verdict, Waiver};
+use kadence_core::version::Version;
 use kadence_tell::line::Lines;
+use kadence_tell::live::Live;
 use kadence_tell::status::{self, Why};
 use kadence_tell::{Style, check, inspect, plan, report, runbook};
 use proptest::prelude::*;
@@ -147,6 +151,7 @@ fn views(style: Style) -> BTreeMap<String, String> {
     for story in STORIES {
         let (events, rollout) = (events(story), rollout(story));
         view(format!("{story}.lines"), lines(&events, style));
+        view(format!("{story}.live"), live(&events, style));
         view(format!("{story}.status"), status::text(&rollout, later(&rollout), style));
         view(format!("{story}.plan"), plan::text(&rollout.plan, style));
         view(format!("{story}.report"), report::text(&events, style));
@@ -162,6 +167,15 @@ fn views(style: Style) -> BTreeMap<String, String> {
     view("troubled.inspect".to_owned(), inspect::text(&troubled(), style));
     view("ready.check".to_owned(), check::text(&inventory, Some(&minors), &fine, style));
     view("not-ready.check".to_owned(), check::text(&troubled(), Some(&minors), &not_ready(), style));
+    let offer = |patch, days: i64| Offer {
+        version: Version::new(1, 36, patch, 1),
+        age: Some(SignedDuration::from_hours(24 * days)),
+    };
+    let runs = Version::new(1, 36, 3, 1);
+    for (name, patch) in [("older", Some(offer(4, 12))), ("newest", Some(offer(3, 40))), ("none", None)] {
+        let newest = Newest { runs: runs.clone(), patch, next_minor: None };
+        view(format!("{name}.releases"), check::newest("shop", &newest, style));
+    }
     let history: Vec<Rollout> = STORIES.iter().map(|s| rollout(s)).collect();
     view("all.history".to_owned(), status::history("shop", &history, style));
     let no_plan = "s3 could not be asked".to_owned();
@@ -175,6 +189,47 @@ fn views(style: Style) -> BTreeMap<String, String> {
         view(format!("{name}.why"), status::why(&why, later(&lost), style));
     }
     views
+}
+
+/// What is drawn while a story goes on: five seconds into each action that restarts something, and into the first of
+/// each phase.
+fn live(events: &[Recorded], style: Style) -> String {
+    let mut live = Live::of(&Rollout::start(&events[0]).expect("a first event"), events[0].at);
+    let mut text = String::new();
+    let mut phase = None;
+    for event in &events[1..] {
+        live.event(event, true);
+        let read = Rollout::read(&events[..usize::try_from(event.number).expect("a number")]).expect("a log");
+        let Event::Intent { id, action } = &event.event else { continue };
+        let telling = matches!(action, Action::Swap { .. } | Action::Prove { .. } | Action::Reset { .. });
+        if telling || phase.replace(read.phase) != Some(read.phase) {
+            live.waits(id, "what it waits for");
+            let at = event.at + SignedDuration::from_secs(5);
+            text += &live.block(at, 2, style);
+            text += "\n\n";
+        }
+    }
+    text
+}
+
+/// Without a terminal a wait that takes long is told once when it has become long, and once when it is over.
+#[test]
+fn a_long_wait_has_a_line_at_its_beginning_and_at_its_end() {
+    let events = events("crash");
+    let mut live = Live::of(&Rollout::start(&events[0]).expect("a first event"), events[0].at);
+    let (mut began, mut ended) = (Vec::new(), Vec::new());
+    for event in &events[1..] {
+        ended.extend(live.event(event, false));
+        if let Event::Intent { id, action: Action::Prove { .. } } = &event.event {
+            live.waits(id, "etcd to be a voter");
+            assert_eq!(live.long_waits(event.at + SignedDuration::from_secs(9)), Vec::<String>::new());
+            began.extend(live.long_waits(event.at + SignedDuration::from_secs(11)));
+            assert_eq!(live.long_waits(event.at + SignedDuration::from_secs(60)), Vec::<String>::new(), "once");
+        }
+    }
+    assert!(began[0].contains("11 s so far, waits for etcd to be a voter; usually about "), "{began:?}");
+    assert!(ended[0].contains(": over after "), "{ended:?}");
+    assert_eq!(began.len(), ended.len(), "{began:?} {ended:?}");
 }
 
 fn golden(name: &str, text: &str, wrong: &mut Vec<String>) {
@@ -247,6 +302,26 @@ fn a_cordon_is_told_when_it_is_done() {
     }
 }
 
+/// Who resumes reads the same lines as who began: nodes by their names.
+#[test]
+fn what_was_begun_before_is_told_as_if_it_had_been_begun_here() {
+    for story in STORIES {
+        let events = events(story);
+        let whole = lines(&events, Style::PLAIN);
+        for begin in 2..events.len() {
+            let before = Rollout::read(&events[..begin]).expect("a log");
+            let mut lines = Lines::new(Style::PLAIN);
+            lines.take_up(&before);
+            for line in events[begin..].iter().filter_map(|e| lines.event(e)) {
+                assert!(!line.contains("what was begun before"), "{story} from {begin}: {line}");
+                // How many copies were made before is not told again.
+                let told = line.lines().all(|l| whole.lines().any(|w| w == l) || l.contains("staged on"));
+                assert!(told, "{story} from {begin}: {line}");
+            }
+        }
+    }
+}
+
 /// A Kadence that takes a rollout up sees the events from there on.
 #[test]
 fn lines_may_begin_anywhere() {
@@ -254,8 +329,7 @@ fn lines_may_begin_anywhere() {
         let events = events(story);
         for begin in 0..events.len() {
             let text = lines(&events[begin..], Style::PLAIN);
-            let outcomes =
-                events[begin..].iter().any(|e| matches!(e.event, kadence_core::event::Event::Outcome { .. }));
+            let outcomes = events[begin..].iter().any(|e| matches!(e.event, Event::Outcome { .. }));
             assert!(outcomes || text.is_empty(), "{story} from {begin}: {text}");
         }
     }
@@ -280,6 +354,83 @@ fn the_document_has_what_is_documented() {
     assert!(s3["after"]["unknown"].is_string(), "what is not known is not the version before: {s3}");
     let broken = report::json(&events("update")[3..]);
     assert!(broken["error"].is_string() && broken["events"].is_array());
+}
+
+// ------------------------------------------------------------------------------------------------------- documents
+
+/// Of each list of objects the first entry; what stands elsewhere on the page is only pointed to.
+fn shortened(value: Value, depth: usize) -> Value {
+    match value {
+        Value::Array(all) if all.iter().any(Value::is_object) => {
+            all.into_iter().take(1).map(|v| shortened(v, depth + 1)).collect()
+        }
+        Value::Array(all) if all.len() > 4 => {
+            let mut few: Vec<Value> = all.into_iter().take(3).collect();
+            few.push("...".into());
+            few.into()
+        }
+        Value::Object(map) if depth > 0 && map.contains_key("decision") => Value::from("as in plan"),
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, shortened(value, depth + 1))).collect(),
+        other => other,
+    }
+}
+
+fn documents() -> BTreeMap<&'static str, Value> {
+    let inventory: Inventory = parse("etcd.inventory.json");
+    let minors = plan_of("minors");
+    let findings = not_ready();
+    let lost = rollout("lost");
+    let file = Path::new("state/plans").join(format!("shop-{}.json", minors.hash().short()));
+    let probes = BTreeMap::from([
+        ("shop answers".to_owned(), Fact::Known(true)),
+        ("orders".to_owned(), Fact::unknown("GET https://orders.example/health: 503")),
+    ]);
+    let why = Why { inventory: &inventory, unfinished: None, plan: Ok(&minors), findings: &findings };
+    let mut plan = plan::json(&minors, &file);
+    // The plan itself is shown here.
+    plan["plan"]["decision"] = shortened(plan["plan"]["decision"].take(), 0);
+    let short = |value: Value| shortened(value, 0);
+    BTreeMap::from([
+        ("inspect", short(serde_json::to_value(&inventory).expect("json"))),
+        ("check", short(check::json("shop", Some(&minors.decision.target), &findings))),
+        ("validate", short(check::validate_json("shop", &probes, &findings))),
+        ("plan", plan),
+        ("status", short(status::rollouts_json(&[lost]))),
+        ("why", short(status::why_json(&why))),
+        ("report", short(report::json(&events("crash")))),
+    ])
+}
+
+#[test]
+fn every_document_is_on_its_page() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/json.md");
+    let kept = std::fs::read_to_string(&file).expect("docs/json.md");
+    let mut page = kept.clone();
+    for (name, document) in documents() {
+        let mark = format!("<!-- example: {name} -->\n");
+        let (before, after) = page.split_once(&mark).unwrap_or_else(|| panic!("docs/json.md has no {mark}"));
+        let section = before.rsplit("\n## ").next().unwrap_or_default();
+        let fields = match document["rollouts"].get(0) {
+            Some(rollout) => rollout.as_object(),
+            None => document.as_object(),
+        };
+        for field in fields.expect("an object").keys() {
+            let named = section.contains(&format!("`{field}`"))
+                || section.contains(&format!("`{field}["))
+                || section.contains(&format!("`{field}."));
+            assert!(named, "docs/json.md does not name {field} of {name}");
+        }
+        let rest = match after.strip_prefix("\n```json\n") {
+            Some(example) => example.split_once("\n```\n").map_or("", |(_, rest)| rest),
+            None => after,
+        };
+        page = format!("{before}{mark}\n```json\n{document:#}\n```\n{rest}");
+    }
+    if std::env::var_os("KADENCE_GOLDEN").is_some_and(|v| v == "write") {
+        std::fs::write(&file, page).expect("written");
+    } else {
+        assert!(kept == page, "docs/json.md is not what is printed: KADENCE_GOLDEN=write accepts the difference");
+    }
 }
 
 // -------------------------------------------------------------------------------------------------------- runbooks

@@ -92,6 +92,7 @@ pub fn eventually(what: &str, within: Duration, mut seen: impl FnMut() -> bool) 
 pub struct Cluster {
     pub name: String,
     folder: PathBuf,
+    since: Instant,
 }
 
 /// A node by the cluster's own word.
@@ -102,15 +103,32 @@ pub struct NodeSeen {
     pub cordoned: bool,
 }
 
+/// An order that a host was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// `running`, `succeeded` or `failed`.
+    pub state: String,
+    /// `swap`, `etcd-snapshot`, ...
+    pub task: String,
+}
+
 impl Cluster {
     /// Brings a cluster up and waits until its nodes are Ready.
     pub fn up(topology: &str, name: &str, version: &str) -> Self {
+        // Names of hosts are the machine's, so that both suites can run on it at the same time.
+        let name = if on() == Some(On::StandIn) { &format!("im-{name}") } else { name };
         let _ = sh(&root().join("testbed/cluster"), &["down", name]);
         // Before it is up, so that a boot that failed is taken away too.
-        let mut cluster = Self { name: name.to_owned(), folder: PathBuf::new() };
+        let mut cluster = Self { name: name.to_owned(), folder: PathBuf::new(), since: Instant::now() };
         let out = must("cluster", &["up", topology, name, "--version", version]);
         cluster.folder = PathBuf::from(out.lines().last().unwrap_or_default());
         cluster
+    }
+
+    /// Says what is played next, with the time since the cluster was asked for.
+    #[expect(clippy::print_stderr, reason = "a suite of half an hour says where it is")]
+    pub fn scene(&self, what: &str) {
+        eprintln!("\n[{:4} s] {}: {what}", self.since.elapsed().as_secs(), self.name);
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -183,8 +201,17 @@ impl Cluster {
         self.ssh("s1", &format!("k3s kubectl {args}"))
     }
 
+    /// Whether the API of this server serves.
+    pub fn answers(&self, server: &str) -> bool {
+        self.call(&[server.to_owned()], "GET", "/api/v1/nodes", None).is_ok()
+    }
+
     /// A call to the API of the first server that answers, with the rights of the cluster's administrator.
     pub fn api(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        self.call(&self.servers(), method, path, body)
+    }
+
+    fn call(&self, servers: &[String], method: &str, path: &str, body: Option<&Value>) -> Result<Value, String> {
         let keys = self.file("keys");
         let key = |name: &str| keys.join(name).to_string_lossy().into_owned();
         let content = match method {
@@ -192,7 +219,7 @@ impl Cluster {
             _ => "content-type: application/json",
         };
         let mut why = String::new();
-        for server in self.servers() {
+        for server in servers {
             let mut call = Command::new("curl");
             call.args(["--silent", "--show-error", "--fail-with-body", "--connect-timeout", "2", "--max-time", "10"])
                 .args(["--cacert", &key("ca"), "--cert", &key("cert"), "--key", &key("key")])
@@ -200,7 +227,7 @@ impl Cluster {
             if let Some(body) = body {
                 call.args(["--data-binary", &body.to_string()]);
             }
-            let output = call.arg(format!("https://{}:6443{path}", self.address(&server))).output().expect("curl");
+            let output = call.arg(format!("https://{}:6443{path}", self.address(server))).output().expect("curl");
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             if output.status.success() {
                 return serde_json::from_str(&text).map_err(|e| format!("{path}: {e}: {text}"));
@@ -267,12 +294,22 @@ impl Cluster {
         for name in self.names() {
             self.assert_runs(&name, version);
         }
-        if std::fs::read_to_string(self.file("datastore")).is_ok_and(|d| d.trim() == "etcd") {
-            for server in self.servers() {
-                let health = self.enter(&server, "curl --silent --max-time 5 http://127.0.0.1:2381/health");
-                assert!(health.contains("\"true\""), "etcd of {server}: {health}");
-            }
+        for server in self.servers() {
+            assert!(self.etcd_is_healthy(&server), "etcd of {server} is healthy");
         }
+    }
+
+    /// What a member says of itself; true where there is no etcd.
+    fn etcd_is_healthy(&self, server: &str) -> bool {
+        !std::fs::read_to_string(self.file("datastore")).is_ok_and(|d| d.trim() == "etcd")
+            || self
+                .enter(server, "curl --silent --max-time 5 http://127.0.0.1:2381/health || true")
+                .contains("\"true\"")
+    }
+
+    /// Whether a node is Ready, and of a server whether its API and its etcd serve.
+    pub fn is_whole(&self, node: &str) -> bool {
+        self.node(node).ready && (self.unit(node) != "k3s" || self.answers(node) && self.etcd_is_healthy(node))
     }
 
     /// The installed file is that of the release, and K3s was started from it.
@@ -297,22 +334,24 @@ impl Cluster {
         self.enter(node, &journal).trim().parse().expect("a number")
     }
 
-    /// Kadence's orders that a host knows, with what is told of each: `running`, `succeeded`, `failed`.
-    pub fn orders(&self, root: &Path) -> BTreeMap<String, String> {
+    /// Kadence's orders that a host knows, by id.
+    pub fn orders(&self, root: &Path) -> BTreeMap<String, Order> {
         let entries = std::fs::read_dir(root.join("var/lib/kadence/actions")).into_iter().flatten().flatten();
         entries
             .filter_map(|entry| {
-                let state = std::fs::read_to_string(entry.path().join("state")).ok()?;
-                Some((entry.file_name().into_string().ok()?, state.trim().to_owned()))
+                let read = |name: &str| std::fs::read_to_string(entry.path().join(name));
+                // Turn, role, task.
+                let task = read("order").ok()?.split_whitespace().nth(2).unwrap_or_default().to_owned();
+                let order = Order { state: read("state").ok()?.trim().to_owned(), task };
+                Some((entry.file_name().into_string().ok()?, order))
             })
             .collect()
     }
 
-    /// Whether a host was told to restart its K3s by an order that is still at work.
-    pub fn is_restarting(&self, root: &Path) -> bool {
-        self.orders(root).iter().any(|(id, state)| {
-            state == "running" && root.join("var/lib/kadence/actions").join(id).join("asked").exists()
-        })
+    /// Whether an order on a host has come to the restart of K3s, or gone through it.
+    pub fn told_to_restart(&self, root: &Path) -> bool {
+        let orders = std::fs::read_dir(root.join("var/lib/kadence/actions")).into_iter().flatten().flatten();
+        orders.into_iter().any(|order| order.path().join("asked").exists())
     }
 }
 
@@ -392,6 +431,7 @@ impl Person {
     /// The same, with another SSH user.
     pub fn before_as(cluster: &Cluster, user: &str) -> Self {
         let person = Self { folder: TempDir::new().expect("a folder"), releases: releases() };
+        std::fs::create_dir(person.scratch()).expect("a folder");
         let file = |name: &str| cluster.file(name).to_string_lossy().into_owned();
         let (kubeconfig, key, known_hosts) = (file("kubeconfig"), file("id"), file("known_hosts"));
         person
@@ -429,6 +469,22 @@ impl Person {
         self.folder.path().join("state")
     }
 
+    fn scratch(&self) -> PathBuf {
+        self.folder.path().join("tmp")
+    }
+
+    /// Temporary files, and processes that know of them, that commands left behind.
+    pub fn left_behind(&self) -> Vec<String> {
+        let scratch = self.scratch();
+        let files = std::fs::read_dir(&scratch).expect("a folder").flatten().map(|f| f.path().display().to_string());
+        let processes = std::fs::read_dir("/proc").expect("processes").flatten().filter_map(|process| {
+            let words = std::fs::read(process.path().join("cmdline")).ok()?;
+            let words = String::from_utf8_lossy(&words).replace('\0', " ");
+            words.contains(&*scratch.to_string_lossy()).then_some(words)
+        });
+        files.chain(processes).collect()
+    }
+
     /// Changes a text in the configuration.
     pub fn edit(&self, from: &str, to: &str) {
         let text = std::fs::read_to_string(self.config()).expect("the configuration");
@@ -459,6 +515,8 @@ impl Person {
             .current_dir(self.folder.path())
             .env("KADENCE_RELEASES", &self.releases)
             .env("NO_COLOR", "1")
+            .env("TMPDIR", self.scratch())
+            .env_remove("XDG_RUNTIME_DIR")
             .stdin(Stdio::null());
         command
     }

@@ -57,7 +57,11 @@ fn main() -> Result<()> {
         Task::Ci => ci(&root),
         Task::Arrows => arrows::check(&root),
         Task::Deny => deny(&root),
-        Task::Generate { check } => generate(&root, check),
+        Task::Generate { check } => {
+            let mut kadence = Command::new(env!("CARGO"));
+            kadence.args(["run", "--quiet", "--package", "kadence", "--"]).current_dir(&root);
+            generate(&root, &mut kadence, check)
+        }
         Task::Explore { schedules, seed, replay } => explore(&root, schedules, seed, replay.as_deref()),
         Task::E2e(options) => e2e::asked(&root, &options),
         Task::Bench { args } => {
@@ -104,15 +108,23 @@ fn release_build(root: &Path) -> Result<()> {
     cargo(root, &["build", "--release", "--package", "kadence", "--package", "kadence-sim"])
 }
 
+/// A program that [`release_build`] makes.
+fn built(root: &Path, program: &str) -> Command {
+    let mut command = Command::new(target(root).join("release").join(program));
+    command.current_dir(root);
+    command
+}
+
 fn ci(root: &Path) -> Result<()> {
     cargo(root, &["fmt", "--all", "--check"])?;
     arrows::check(root)?;
     cargo(root, &["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"])?;
     cargo(root, &["test", "--workspace"])?;
-    explore(root, 10_000, 1, None)?;
-    generate(root, true)?;
     deny(root)?;
-    e2e::ci(root)
+    // Once, and then the programs themselves: with each set of packages cargo would build much anew.
+    release_build(root)?;
+    run(built(root, "explore").args(["--schedules", "10000", "--seed", "1"]))?;
+    generate(root, &mut built(root, "kadence"), true)
 }
 
 /// Licences, sources and bans; the advisories' database lies on the network, so it is looked at only where it is.
@@ -124,11 +136,8 @@ fn deny(root: &Path) -> Result<()> {
     cargo(root, &["deny", "--all-features", "check", "bans", "licenses", "sources"])
 }
 
-fn generate(root: &Path, check: bool) -> Result<()> {
-    let output = Command::new(env!("CARGO"))
-        .args(["run", "--quiet", "--package", "kadence", "--", "config", "schema"])
-        .current_dir(root)
-        .output()?;
+fn generate(root: &Path, kadence: &mut Command, check: bool) -> Result<()> {
+    let output = kadence.args(["config", "schema"]).output()?;
     if !output.status.success() {
         bail!("the schema could not be printed: {}", String::from_utf8_lossy(&output.stderr));
     }

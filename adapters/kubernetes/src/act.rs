@@ -30,8 +30,6 @@ const CONFLICTS: u32 = 4;
 pub(crate) const LEASE: &str = "kadence";
 pub(crate) const LEASE_ROLLOUT: &str = "kadence.dev/rollout";
 pub(crate) const LEASE_PLAN: &str = "kadence.dev/plan";
-/// How long the Lease speaks for its holder after the last renewal.
-const LEASE_SECONDS: i32 = 60;
 
 /// See the port. The mark of another rollout than this one's family counts as foreign: only who set a mark, or adopted
 /// the rollout that did, may act on it.
@@ -178,7 +176,7 @@ pub(crate) async fn announce(servers: &Servers, holder: Option<&LeaseHolder>) ->
         } },
         "spec": {
             "holderIdentity": holder.map(|h| &h.holder),
-            "leaseDurationSeconds": holder.map(|_| LEASE_SECONDS),
+            "leaseDurationSeconds": holder.map(|_| LeaseHolder::SPEAKS_FOR.as_secs()),
             "renewTime": holder.map(|h| MicroTime(h.renewed)),
         },
     });

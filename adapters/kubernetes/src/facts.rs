@@ -72,6 +72,7 @@ pub(crate) async fn gather(servers: &Servers, ca: Option<Digest>) -> Result<ApiF
         storage: seen.storage(around.longhorn, around.ceph, around.attachments),
         packaged: surroundings::packaged(around.addons, around.charts, around.chart_jobs, &around.helm),
         helm_releases: around.helm,
+        chart_configs: around.chart_configs.map(|all| all.iter().map(surroundings::short_name).collect()),
         newest_snapshot: around.snapshots.map(|files| surroundings::newest_snapshot(&files)),
         lease: around.lease,
         storage_size: around.storage_size,
@@ -108,6 +109,7 @@ struct Around {
     attachments: Fact<Vec<Attachment>>,
     helm: Fact<Vec<HelmRelease>>,
     addons: Fact<Vec<DynamicObject>>,
+    chart_configs: Fact<Vec<DynamicObject>>,
     charts: Fact<Vec<DynamicObject>>,
     chart_jobs: Fact<Vec<ChartJob>>,
     snapshots: Fact<Vec<DynamicObject>>,
@@ -168,6 +170,7 @@ impl Look<'_> {
                 self.custom("k3s.cattle.io", "Addon", "addons"),
                 self.custom("k3s.cattle.io", "ETCDSnapshotFile", "etcdsnapshotfiles"),
                 self.custom("helm.cattle.io", "HelmChart", "helmcharts"),
+                self.custom("helm.cattle.io", "HelmChartConfig", "helmchartconfigs"),
                 self.all::<Job, _>(Some("helmcharts.helm.cattle.io/chart"), |j| Some(ChartJob::of(&j))),
                 self.custom("upgrade.cattle.io", "Plan", "plans"),
             )
@@ -182,7 +185,7 @@ impl Look<'_> {
         };
         let (kubernetes, k3s, storage) = tokio::join!(kubernetes, k3s, storage);
         let (validating, mutating, broken_api_services, attachments, helm, lease, storage_size) = kubernetes;
-        let (addons, snapshots, charts, chart_jobs, plans) = k3s;
+        let (addons, snapshots, charts, chart_configs, chart_jobs, plans) = k3s;
         let (volumes, snapshots_of_volumes, backups, ceph) = storage;
         Around {
             validating,
@@ -192,6 +195,7 @@ impl Look<'_> {
             helm,
             addons,
             charts,
+            chart_configs,
             chart_jobs,
             snapshots,
             plans,

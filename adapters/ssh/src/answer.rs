@@ -1,6 +1,7 @@
 //! Turns the answers of the node's script into words of the domain. Pure: text in, facts out.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -11,9 +12,10 @@ use x509_cert::der::Decode as _;
 use kadence_core::fact::Fact;
 use kadence_core::ident::Digest;
 use kadence_core::inventory::{
-    ActionRecord, Arch, Arguments, Certificate, Cgroup, Disk, EtcdLocal, EtcdMember, HostFacts, Install, RecordState,
-    Role, SecretsEncryption, SqliteFiles, Tools, Unit,
+    ActionRecord, Addresses, Arch, Arguments, Certificate, Cgroup, Disk, EtcdLocal, EtcdMember, HostFacts, Install,
+    LastStart, RecordState, Role, SecretsEncryption, SqliteFiles, StartFile, Tools, Unit,
 };
+use kadence_core::validate::prove::Process;
 use kadence_core::version::Version;
 use kadence_engine::ports::{HostGlance, RemoteFile, TaskReport};
 
@@ -112,6 +114,8 @@ pub(crate) fn facts(answer: &Answer, key: &HmacKey, received: Timestamp, round_t
         turn: answer.text("turn").and_then(|t| t.parse().ok()).unwrap_or(0),
         records: answer.all("record").filter_map(record).collect(),
         containerd_templates: answer.all("template").filter_map(|f| f.first().cloned()).collect(),
+        last_start: last_start(answer),
+        addresses: addresses(answer),
     }
 }
 
@@ -128,6 +132,7 @@ pub(crate) fn glance(answer: &Answer, key: &HmacKey) -> HostGlance {
         etcd: etcd.then(|| etcd_local(answer)),
         etcd_members: etcd.then(|| etcd_members(answer)),
         unit: no_install(answer).map_or_else(|| Fact::Known(unit(answer)), Fact::Unknown),
+        running: no_install(answer).map_or_else(|| running(answer), Fact::Unknown),
     }
 }
 
@@ -208,8 +213,23 @@ pub(crate) fn unit(answer: &Answer) -> Unit {
     }
 }
 
+/// The unit's main process, unless a restart that was asked for has yet to end it.
+pub(crate) fn process(answer: &Answer) -> Option<Process> {
+    if answer.get("restart-due").is_some() {
+        return None;
+    }
+    Some(Process { version: running(answer), started: started(answer)? })
+}
+
+fn running(answer: &Answer) -> Fact<Version> {
+    match answer.text("process") {
+        Some(text) => text.parse::<Version>().into(),
+        None => Fact::unknown("no process runs, or its version could not be told"),
+    }
+}
+
 /// When the unit's main process was started, from the monotonic clock: wall time may have been set since.
-pub(crate) fn started(answer: &Answer) -> Option<Timestamp> {
+fn started(answer: &Answer) -> Option<Timestamp> {
     let started: i128 = answer
         .all("unit")
         .find_map(|f| (f.first()? == "ExecMainStartTimestampMonotonic").then(|| f.get(1)?.parse().ok())?)
@@ -219,6 +239,49 @@ pub(crate) fn started(answer: &Answer) -> Option<Timestamp> {
     let (seconds, hundredths) = uptime.split_once('.')?;
     let uptime = seconds.parse::<i128>().ok()? * 1_000_000_000 + hundredths.parse::<i128>().ok()? * 10_000_000;
     Timestamp::from_nanosecond(now - uptime + started * 1000).ok()
+}
+
+fn last_start(answer: &Answer) -> Fact<LastStart> {
+    if let Some(why) = no_install(answer) {
+        return Fact::Unknown(why);
+    }
+    let at = started(answer);
+    if at.is_none() && unit(answer).main_pid != 0 {
+        return Fact::unknown("systemd did not tell when K3s was started");
+    }
+    let file = |fields: &[String]| {
+        let [path, written, changed] = fields else { return None };
+        let time = |text: &str| text.parse().ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
+        Some(StartFile { path: path.clone(), written: time(written)?, changed: time(changed)? })
+    };
+    match answer.all("start-file").map(file).collect::<Option<Vec<_>>>() {
+        // The unit's own file is always among them.
+        Some(reads) if !reads.is_empty() => Fact::Known(LastStart {
+            at,
+            reads,
+            needs_daemon_reload: match answer.text("daemon-reload") {
+                Some("yes") => Fact::Known(true),
+                Some("no") => Fact::Known(false),
+                _ => Fact::unknown("systemd did not tell NeedDaemonReload"),
+            },
+        }),
+        _ => Fact::unknown("the times of the files that K3s reads did not arrive"),
+    }
+}
+
+fn addresses(answer: &Answer) -> Fact<Addresses> {
+    if answer.get("addresses-end").is_none() {
+        return Fact::unknown("the host has no `ip` that would tell its addresses");
+    }
+    let mut interfaces: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for fields in answer.all("address") {
+        let [interface, address] = fields else { continue };
+        let Ok(address) = address.parse() else {
+            return Fact::unknown(format!("`ip` told an address that is none: {address}"));
+        };
+        interfaces.entry(interface.clone()).or_default().push(address);
+    }
+    Fact::Known(Addresses { default_route: answer.text("default-route").map(str::to_owned), interfaces })
 }
 
 fn arguments(answer: &Answer, key: &HmacKey) -> Fact<Arguments> {
@@ -545,18 +608,20 @@ fn record(fields: &[String]) -> Option<ActionRecord> {
 
 /// What a task's record says.
 pub(crate) fn report(answer: &Answer) -> Result<TaskReport, String> {
-    let mut files = Vec::new();
-    for fields in answer.all("file") {
-        let [path, bytes, digest] = fields else { return Err("a file without size and digest".to_owned()) };
-        let digest = digest.parse().map_err(|e| format!("{path}: {e}"))?;
-        let bytes = bytes.parse().map_err(|_| format!("{path}: its size is {bytes}"))?;
-        files.push(RemoteFile { path: path.clone(), bytes, digest });
-    }
+    let files = |key: &str| {
+        let file = |fields: &[String]| {
+            let [path, bytes, digest] = fields else { return Err(format!("{key} without size and digest")) };
+            let digest = digest.parse().map_err(|e| format!("{path}: {e}"))?;
+            let bytes = bytes.parse().map_err(|_| format!("{path}: its size is {bytes}"))?;
+            Ok(RemoteFile { path: path.clone(), bytes, digest })
+        };
+        answer.all(key).map(file).collect::<Result<Vec<_>, String>>()
+    };
     Ok(TaskReport {
         already: answer.get("already").is_some(),
-        files,
+        files: files("file")?,
         kept: answer.text("kept").map(str::to_owned),
-        cold_copy: answer.text("cold-copy").map(str::to_owned),
+        cold_copy: files("cold-copy")?.pop(),
         revision: answer.text("revision").and_then(|r| r.parse().ok()),
         integrity: answer.text("integrity").map(str::to_owned),
     })
@@ -625,6 +690,37 @@ mod tests {
             assert!(arguments.entries.iter().any(|a| a.key == key && a.origin == origin), "{key}");
         }
         assert_eq!(glance(&answer(SERVER), &self::key()).arguments.known(), arguments.digest.as_ref());
+    }
+
+    #[test]
+    fn what_was_changed_since_the_start_can_be_told() {
+        let text = "unit\tMainPID\t812\nunit\tExecMainStartTimestampMonotonic\t90000000\ntime\t1000000000000\t100.50\n\
+                    daemon-reload\tno\nstart-file\t/etc/rancher/k3s/config.yaml\t1200\t1300";
+        let start = last_start(&answer(text));
+        let start = start.known().expect("known");
+        assert_eq!(
+            (start.at, start.needs_daemon_reload.known()),
+            (Timestamp::from_nanosecond(989_500_000_000).ok(), Some(&false))
+        );
+        assert_eq!(start.reads[0].written, Timestamp::from_second(1200).expect("a time"));
+        for cut in ["time", "start-file"] {
+            let text: String = text.lines().filter(|l| !l.starts_with(cut)).map(|l| format!("{l}\n")).collect();
+            assert!(last_start(&answer(&text)).why().is_some(), "without {cut}");
+        }
+        let reload = text.replace("\tno\n", "\t\n");
+        assert!(last_start(&answer(&reload)).known().is_some_and(|s| s.needs_daemon_reload.why().is_some()));
+    }
+
+    #[test]
+    fn addresses_belong_to_interfaces() {
+        let text = "default-route\teth0\ndefault-route\teth1\naddress\teth0\t10.0.0.11\naddress\teth0\tfd00::11\n\
+                    address\tcni0\t10.42.0.1\naddresses-end";
+        let told = addresses(&answer(text));
+        let told = told.known().expect("known");
+        assert_eq!(told.default_route.as_deref(), Some("eth0"), "the first counts");
+        assert_eq!(told.interfaces["eth0"].len(), 2);
+        assert!(addresses(&answer(&text.replace("addresses-end", ""))).why().is_some(), "cut off, or no `ip`");
+        assert!(addresses(&answer("address\teth0\tx\naddresses-end")).why().is_some());
     }
 
     #[test]
@@ -724,6 +820,10 @@ mod tests {
         let text = "unit\tExecMainStartTimestampMonotonic\t90000000\ntime\t1000000000000\t100.50";
         assert_eq!(started(&answer(text)), Timestamp::from_nanosecond(989_500_000_000).ok());
         assert_eq!(started(&answer("unit\tExecMainStartTimestampMonotonic\t0\ntime\t1000000000000\t100.50")), None);
+        let told = process(&answer(&format!("{text}\nprocess\tv1.36.4+k3s1"))).expect("a process");
+        assert_eq!(told.version, "v1.36.4+k3s1".parse().into());
+        assert!(process(&answer(text)).is_some_and(|p| p.version.known().is_none()));
+        assert_eq!(process(&answer(&format!("{text}\nrestart-due"))), None, "it is about to end");
     }
 
     #[test]

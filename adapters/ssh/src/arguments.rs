@@ -106,6 +106,24 @@ const SHOWN: &[&str] = &[
     "write-kubeconfig-mode",
 ];
 
+/// Flags of Kubernetes' components and of etcd whose values mean something to a check or to a person and are no secrets.
+/// Of every other flag inside a `*-arg` only the name is kept.
+const SHOWN_OF_COMPONENTS: &[&str] = &[
+    "cgroup-driver",
+    "election-timeout",
+    "emulated-version",
+    "eviction-hard",
+    "fail-cgroupv1",
+    "feature-gates",
+    "heartbeat-interval",
+    "image-gc-high-threshold",
+    "max-pods",
+    "proxy-mode",
+    "quota-backend-bytes",
+    "runtime-config",
+    "v",
+];
+
 /// Flags without a value: the word after them is not theirs. Every other flag takes one.
 const SWITCHES: &[&str] = &[
     "cluster-init",
@@ -275,10 +293,10 @@ impl Collector {
 
 /// What may be shown of a value: all of it, the part before its own `=`, or nothing.
 fn shown(key: &str, value: &str) -> Option<String> {
-    if key.ends_with("-arg") || key == "helm-controller-arg" {
+    if key.ends_with("-arg") {
         let name = value.split_once('=').map_or(value, |(name, _)| name);
-        let secret = ["secret", "password", "token", "credential", "key"].iter().any(|w| name.contains(w));
-        return Some(if secret { name } else { value }.to_owned());
+        let bare = name.trim_start_matches("--").trim_end_matches(['+', '-']);
+        return Some(if SHOWN_OF_COMPONENTS.contains(&bare) { value } else { name }.to_owned());
     }
     // A URL may carry a user's password.
     (SHOWN.contains(&key) && !value.contains('@')).then(|| value.to_owned())
@@ -440,7 +458,8 @@ mod tests {
     fn what_is_not_on_the_list_is_not_shown() {
         let arguments = config(
             "datastore-endpoint: postgres://k3s:pw@db/k3s\netcd-s3-secret-key: AKIA\nvpn-auth: name=tailscale,joinKey=k\n\
-             server: https://u:pw@s1:6443\nkube-apiserver-arg:\n- oidc-client-secret=abc\n- feature-gates=A=true\n",
+             server: https://u:pw@s1:6443\nkube-apiserver-arg:\n- oidc-client-secret=abc\n- feature-gates=A=true\n\
+             - oidc-issuer-url=https://u:pw@idp\n",
         );
         let shown: Vec<_> = arguments.entries.iter().map(|a| (a.key.as_str(), a.value.as_deref())).collect();
         assert_eq!(
@@ -452,6 +471,7 @@ mod tests {
                 ("server", None),
                 ("kube-apiserver-arg", Some("oidc-client-secret")),
                 ("kube-apiserver-arg", Some("feature-gates=A=true")),
+                ("kube-apiserver-arg", Some("oidc-issuer-url")),
             ]
         );
     }

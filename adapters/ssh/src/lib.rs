@@ -7,6 +7,7 @@
 mod answer;
 mod arguments;
 mod connection;
+mod journal;
 mod script;
 mod secret;
 
@@ -25,7 +26,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 use kadence_core::apply::plan::SqliteTool;
-use kadence_core::apply::signature::{self, SIGNATURES};
+use kadence_core::apply::signature::SIGNATURES;
 use kadence_core::config::Cluster;
 use kadence_core::ident::{Digest, NodeName};
 use kadence_core::inventory::{HostFacts, Role};
@@ -251,6 +252,7 @@ impl Hosts for SshHosts {
             "order".to_owned(),
             order.id.to_string(),
             order.turn.to_string(),
+            order.holder.clone(),
             seconds.to_string(),
             order.role.to_string(),
         ];
@@ -393,10 +395,14 @@ fn task_words(task: &Task) -> (Vec<String>, u64) {
         Task::Stop => (words(&["stop"]), 5 * MINUTE),
         Task::Start => (words(&["start"]), 2 * MINUTE),
         Task::Restart => (words(&["restart"]), 2 * MINUTE),
-        Task::EtcdReset { snapshot } => (words(&["etcd-reset", snapshot]), 35 * MINUTE),
+        Task::EtcdReset { snapshot, digest } => (words(&["etcd-reset", snapshot, &digest.to_string()]), 35 * MINUTE),
         Task::SetEtcdAside => (words(&["set-etcd-aside"]), 2 * MINUTE),
-        Task::SqliteRestore { copy } => (words(&["sqlite-restore", copy]), 20 * MINUTE),
-        Task::PruneSnapshots { keep } => (words(&["prune-snapshots", &keep.to_string(), SNAPSHOT_PREFIX]), 10 * MINUTE),
+        Task::SqliteRestore { copy, digest } => (words(&["sqlite-restore", copy, &digest.to_string()]), 20 * MINUTE),
+        Task::PruneSnapshots { keep, spare } => {
+            let mut prune = words(&["prune-snapshots", &keep.to_string(), SNAPSHOT_PREFIX]);
+            prune.extend(spare.iter().cloned());
+            (prune, 10 * MINUTE)
+        }
     }
 }
 
@@ -421,17 +427,14 @@ async fn follow(
         };
         let (key, rest) = line.split_once('\t').unwrap_or((&line, ""));
         let signs = match key {
-            "unit" | "time" | "process" => {
+            "unit" | "time" | "process" | "restart-due" => {
                 unit.push(&line);
                 Vec::new()
             }
             "unit-end" => {
                 let seen = std::mem::take(&mut unit);
                 let mut signs = vec![Sign::Unit(answer::unit(&seen))];
-                let version = seen.text("process").and_then(|v| v.parse().ok());
-                if let (Some(version), Some(started)) = (version, answer::started(&seen)) {
-                    signs.push(Sign::Process { version, started });
-                }
+                signs.extend(answer::process(&seen).map(Sign::Process));
                 signs
             }
             "etcd-health" => {
@@ -452,10 +455,7 @@ async fn follow(
                 both.extend(metrics.clone());
                 vec![Sign::Etcd(answer::etcd_local(&both))]
             }
-            "journal" => signature::classify(rest)
-                .map(|s| Sign::Journal { class: s.class.to_owned(), line: rest.to_owned() })
-                .into_iter()
-                .collect(),
+            "journal" => journal::sign(rest).into_iter().collect(),
             _ => Vec::new(),
         };
         for sign in signs {

@@ -7,8 +7,8 @@
 #   follow ROLE SECS PATTERN.. read-only: unit, etcd and matching lines of the journal, until stdin ends
 #   receive KIND NAME DIGEST BYTES       stores stdin as a file of Kadence's, verified
 #   send PATH                  writes a file to stdout
-#   order ID TURN SECS ROLE TASK ARG..   has a task performed in a unit of its own, and waits for its result
-#   do ID TURN ROLE TASK ARG.. what that unit runs
+#   order ID TURN HOLDER SECS ROLE TASK ARG..   has a task performed in a unit of its own, and waits for its result
+#   do ID TURN HOLDER ROLE TASK ARG..   what that unit runs
 #   tidy ROLLOUT.. -- DIGEST..   removes what no undo needs any more
 #
 # Answers are lines of fields with a tab between them, ended by `end` or by `error CODE WHY`: an answer without either
@@ -19,7 +19,8 @@
 #   staged/<digest>       files of releases      binaries/k3s-<version>-<digest>  binaries that were replaced
 #   actions/<id>/         record of an action: order, boot, state (running, succeeded, failed), report, and its notes
 #   backups/, cold/, files/   what was made for or brought from where Kadence runs
-#   turn                  the highest turn that was obeyed: orders with a lower one are refused
+#   turn                  the highest turn that was obeyed, and its holder: orders with a lower one are refused, and those
+#                         of another holder of the same one
 #   lock                  held by the one action that is at work
 
 set -u
@@ -368,6 +369,7 @@ common_facts() {
 
 glance() {
   common_facts
+  [ -z "$UNIT" ] || put process "$(running_version)"
   put end
 }
 
@@ -381,12 +383,13 @@ facts() {
   if has timedatectl; then put ntp "$(timedatectl show -p NTPSynchronized --value 2> /dev/null)"; fi
   for file in systemd-run sqlite3 python3 restorecon curl flock; do has "$file" && put tool "$file"; done
   [ -r /sys/fs/selinux/enforce ] && put selinux "$(cat /sys/fs/selinux/enforce)"
-  put turn "$(read_or "$BASE/turn" 0)"
+  put turn "$(turn_obeyed)"
   if [ -d "$BASE/actions" ]; then
     records=$(ls -tr "$BASE/actions")
     for file in $records; do put record "$file" "$(record_state "$file")"; done
   fi
 
+  addresses
   if [ -n "$UNIT" ]; then
     if version=$(version_of "$BINARY" "$(digest "$BINARY")"); then put version "$version"; fi
     while read -r other_role other; do
@@ -394,6 +397,7 @@ facts() {
     done << LIST
 $(k3s_units)
 LIST
+    start_files "$UNIT"
     for file in config.toml.tmpl config-v3.toml.tmpl; do
       [ -f "$DATA/agent/etc/containerd/$file" ] && put template "$DATA/agent/etc/containerd/$file"
     done
@@ -421,6 +425,30 @@ LIST
   done
   wait
   put end
+}
+
+# What the next start of K3s reads, with the times at which its contents, and its contents, name or rights, last changed.
+start_files() { # UNIT
+  local file registries
+  put time "$(date +%s%N)" "$(cut -d ' ' -f 1 /proc/uptime)"
+  put daemon-reload "$(show "$1" NeedDaemonReload)"
+  registries=$(setting "$1" private-registry '')
+  # shellcheck disable=SC2046 # paths of units have no blanks: systemd escapes them
+  for file in $(show "$1" FragmentPath) $(show "$1" DropInPaths) $(environment_files "$1") $(config_files "$1") \
+    "${registries:-/etc/rancher/k3s/registries.yaml}" "$DATA"/agent/etc/containerd/*.tmpl; do
+    [ -f "$file" ] && put start-file "$file" "$(stat -L -c %Y "$file")" "$(stat -L -c %Z "$file")"
+  done
+}
+
+# The interfaces of the default routes, in the kernel's order, and every address that others can reach, of each interface.
+addresses() {
+  local ip
+  if has ip; then ip=ip; else ip=$(first_of "$DATA/data/current/bin/ip" "$DATA/data/current/bin/aux/ip"); fi
+  [ -n "$ip" ] || return 0
+  awk -v OFS="$TAB" '$2 == "00000000" && $8 == "00000000" { print "default-route", $1 }' /proc/net/route
+  [ -r /proc/net/ipv6_route ] && awk -v OFS="$TAB" '$1 ~ /^0+$/ && $2 == "00" && $10 != "lo" { print "default-route", $10 }' /proc/net/ipv6_route
+  "$ip" -o addr show scope global | awk -v OFS="$TAB" '$3 ~ /^inet6?$/ { sub("/.*", "", $4); print "address", $2, $4 }'
+  put addresses-end
 }
 
 secrets_encryption() {
@@ -464,7 +492,7 @@ follow() { # ROLE SECS PATTERN..
       last=$now
       printf '%s\n' "$now" | while IFS='=' read -r key value; do put unit "$key" "$value"; done
       put time "$(date +%s%N)" "$(cut -d ' ' -f 1 /proc/uptime)"
-      put process "$(running_version)"
+      if restart_is_due "$(printf '%s\n' "$now" | sed -n 's/^InvocationID=//p')"; then put restart-due; else put process "$(running_version)"; fi
       put unit-end
     fi
     # Asked anew until it is there: a server that joins again has no data of etcd yet when it starts.
@@ -493,6 +521,16 @@ since_restart() { # UNIT
     [ "$asked" -le "$began" ] || began=$asked
   done
   if [ "$began" = 0 ]; then echo now; else echo "@$began"; fi
+}
+
+# Whether what runs is what a restart that was asked for has yet to end: systemd is asked without waiting.
+restart_is_due() { # INVOCATION
+  local now asked
+  now="$(cat /proc/sys/kernel/random/boot_id) $1"
+  for asked in "$BASE"/actions/*/asked; do
+    [ "$(read_or "$asked")" != "$now" ] || return 0
+  done
+  return 1
 }
 
 # The version of the process that runs now: of the file it was started from, as long as that can be told.
@@ -625,10 +663,11 @@ tell_result() {
   fi
 }
 
-order() { # ID TURN SECS ROLE TASK ARG..
-  local id="$1" turn="$2" until record script state said beat=0
-  until=$(($(date +%s) + $3))
+order() { # ID TURN HOLDER SECS ROLE TASK ARG..
+  local id="$1" turn="$2" holder="$3" until record script state said beat=0
+  until=$(($(date +%s) + $4))
   case $id in '' | .* | *[!A-Za-z0-9._-]*) fail usage "not an id: $id" ;; esac
+  case $holder in '' | *[!A-Za-z0-9._-]*) fail usage "not the holder of a turn: $holder" ;; esac
   has systemd-run || fail no-systemd 'systemd-run is not here: an order cannot outlive its connection'
   has flock || fail no-flock 'flock (util-linux) is not here: two actions could run at once'
   folders || fail folder "$BASE cannot be made: $(mkdir -p "$BASE" 2>&1)"
@@ -642,7 +681,7 @@ order() { # ID TURN SECS ROLE TASK ARG..
       ;;
     none | interrupted)
       # Looked at again under the lock; here it keeps a refused order from leaving anything behind.
-      check_turn "$turn"
+      check_turn "$turn" "$holder"
       script=$BASE/bin/node-$SELF.sh
       if [ ! -f "$script" ]; then
         if ! printf '%s' "$SELF_TEXT" | base64 -d > "$script.$$"; then fail disk-full "$script could not be written"; fi
@@ -651,10 +690,10 @@ order() { # ID TURN SECS ROLE TASK ARG..
         mv -f "$script.$$" "$script"
       fi
       [ "$(hash_file "$script" | cut -c 1-12)" = "$SELF" ] || fail script "$script is not what it should be"
-      shift 3
+      shift 4
       if ! said=$(systemd-run --quiet --no-block --collect --unit="kadence-$id" --description="Kadence: $2 ($id)" \
         --property=Type=oneshot --property=KillMode=control-group --property=TimeoutStartSec=infinity \
-        /bin/sh "$script" "do" "$id" "$turn" "$@" 2>&1); then
+        /bin/sh "$script" "do" "$id" "$turn" "$holder" "$@" 2>&1); then
         # The same order came in at the same time by another connection: its unit is there.
         at_work "$id" || [ -f "$record/state" ] || fail start "systemd-run: $said"
       fi
@@ -685,12 +724,21 @@ order() { # ID TURN SECS ROLE TASK ARG..
 
 refusal() { journalctl -q -o cat -n 1 -u "kadence-$1" 2> /dev/null; }
 
-check_turn() {
-  local theirs
-  theirs=$(read_or "$BASE/turn" 0)
-  [ "$1" -ge "$theirs" ] || {
-    put turn "$theirs"
-    fail superseded "this node obeys turn $theirs, the order has turn $1"
+turn_obeyed() {
+  local obeyed
+  obeyed=$(read_or "$BASE/turn" 0)
+  printf '%s\n' "${obeyed%% *}"
+}
+
+# States of Kadence know nothing of each other, and may hand out the same number: then the first who came is obeyed.
+may_act() { # TURN HOLDER
+  [ "$1" -gt "$(turn_obeyed)" ] || [ "$(read_or "$BASE/turn")" = "$1 $2" ]
+}
+
+check_turn() { # TURN HOLDER
+  may_act "$1" "$2" || {
+    put turn "$(turn_obeyed)"
+    fail superseded "this node obeys turn $(turn_obeyed) of another Kadence, the order has turn $1"
   }
 }
 
@@ -718,20 +766,20 @@ give_up_write() { # FOLDER CODE WHY
   give_up "$2" "$3"
 }
 
-perform() { # ID TURN ROLE TASK ARG..
-  ID=$1 TURN=$2 ROLE=$3 TASK=$4
-  shift 4
+perform() { # ID TURN HOLDER ROLE TASK ARG..
+  ID=$1 TURN=$2 HOLDER=$3 ROLE=$4 TASK=$5
+  shift 5
   RECORD=$(record_of "$ID") BOOT=$(cat /proc/sys/kernel/random/boot_id)
   exec 9> "$BASE/lock"
   # Another action of ours that is ending has a moment; more than one at once there must not be.
   # No result is left then: the order may be given again.
   flock -w 30 9 || fail busy 'another action is at work on this node'
   case $(read_or "$RECORD/state" none) in succeeded | failed) return ;; esac
-  if [ "$TURN" -lt "$(read_or "$BASE/turn" 0)" ]; then
-    mkdir -p "$RECORD" && report turn "$(cat "$BASE/turn")"
-    give_up superseded "this node obeys turn $(cat "$BASE/turn"), the order has turn $TURN"
+  if ! may_act "$TURN" "$HOLDER"; then
+    mkdir -p "$RECORD" && report turn "$(turn_obeyed)"
+    give_up superseded "this node obeys turn $(turn_obeyed) of another Kadence, the order has turn $TURN"
   fi
-  [ "$TURN" -eq "$(read_or "$BASE/turn" 0)" ] || write "$BASE/turn" "$TURN" || exit 1
+  [ "$TURN" -eq "$(turn_obeyed)" ] || write "$BASE/turn" "$TURN $HOLDER" || exit 1
   mkdir -p "$RECORD" && flush "$BASE/actions"
   : > "$RECORD/report"
   noted boot && put again "begun before, in boot $(cat "$RECORD/boot")"
@@ -739,8 +787,9 @@ perform() { # ID TURN ROLE TASK ARG..
   write "$RECORD/boot" "$BOOT"
   write "$RECORD/state" running || exit 1
   # A flaw in this script is a failure, too. The end of the host is not: then the task is taken up again.
-  trap 'trap - EXIT; exit 143' TERM INT HUP
-  trap '[ "$(cat "$RECORD/state")" != running ] || give_up script "the script ended in the middle of $TASK: $(refusal "$ID")"' EXIT
+  SECRET=''
+  trap 'trap - EXIT; forget; exit 143' TERM INT HUP
+  trap 'forget; [ "$(cat "$RECORD/state")" != running ] || give_up script "the script ended in the middle of $TASK: $(refusal "$ID")"' EXIT
 
   UNIT=$(unit_of "$ROLE") || give_up no-unit "no systemd unit k3s*.service starts \`k3s $ROLE\`"
   BINARY=$(readlink -f "$(binary_of "$UNIT")") || give_up no-binary "$UNIT starts no file that exists"
@@ -764,6 +813,9 @@ perform() { # ID TURN ROLE TASK ARG..
   flush "$RECORD/report"
   write "$RECORD/state" succeeded
 }
+
+# Removes the file with a secret that the task has made, if it has.
+forget() { [ -z "$SECRET" ] || rm -f "$SECRET"; }
 
 # A file with this digest among what was staged or kept; read again unless it is as it was when it was verified.
 find_artifact() { # DIGEST
@@ -874,7 +926,8 @@ cold_copy() {
   systemctl stop "$UNIT"
   systemctl -q is-active "$UNIT" && { recover; give_up still-running "$UNIT does not stop"; }
   rm -rf "$cold" && mkdir -p "$cold"
-  for file in state.db state.db-wal state.db-shm; do
+  # Without the index of the log: whoever opens the copy makes it anew.
+  for file in state.db state.db-wal; do
     [ -f "$DB/$file" ] || continue
     if ! cp -p "$DB/$file" "$cold/$file"; then
       rm -rf "$cold"
@@ -887,10 +940,59 @@ cold_copy() {
   note cold
 }
 
+# Tells of the cold copy, and of what is in it where something here can read it. K3s runs meanwhile, or starts. What the
+# log holds comes into the database then: the copy is one file afterwards.
+report_cold_copy() {
+  local cold="$BASE/cold/$ID" said='' file bytes=0
+  if has sqlite3; then
+    said=$(printf 'integrity\t%s\nrevision\t%s' "$(sqlite3 "$cold/state.db" 'PRAGMA integrity_check' 2>&1 | head -n 1)" \
+      "$(sqlite3 "$cold/state.db" 'SELECT max(id) FROM kine' 2>&1 | head -n 1)")
+  elif has python3; then
+    said=$(python3 - "$cold/state.db" 2>&1 << 'PYTHON'
+import sqlite3, sys
+copy = sqlite3.connect(sys.argv[1])
+print("integrity", copy.execute("PRAGMA integrity_check").fetchone()[0], sep="\t")
+print("revision", copy.execute("SELECT max(id) FROM kine").fetchone()[0], sep="\t")
+copy.close()
+PYTHON
+    ) || said="integrity$TAB$(printf '%s' "$said" | tail -n 1)"
+  fi
+  [ -z "$said" ] || printf '%s\n' "$said" >> "$RECORD/report"
+  flush "$cold"/* "$cold"
+  for file in "$cold"/*; do bytes=$((bytes + $(size_of "$file"))); done
+  report cold-copy "$cold" "$bytes" "$(copy_digest "$cold")"
+}
+
+# SHA-256 of a file; of a folder with SQLite's files that of their list, so that one that is missing counts.
+copy_digest() { # PATH
+  local file
+  if [ ! -d "$1" ]; then
+    hash_file "$1"
+    return
+  fi
+  for file in state.db state.db-wal; do
+    [ ! -f "$1/$file" ] || printf '%s  %s\n' "$(hash_file "$1/$file")" "$file"
+  done | sha256sum | cut -d ' ' -f 1
+}
+
+# Gives up unless the copy is what it was when it was read.
+same_copy() { # PATH DIGEST
+  local found
+  found=$(copy_digest "$1")
+  [ "$found" = "$2" ] && return
+  report digest-mismatch "$1" "$2" "$found"
+  give_up digest "$1 has digest $found instead of $2: it is not what was copied"
+}
+
 swap() { # VERSION ARTIFACT EXPECT cold|warm
-  local asked
   exchange "$@"
-  ! noted cold || report cold-copy "$BASE/cold/$ID"
+  restart_changed
+  ! noted cold || report_cold_copy
+}
+
+# Restarts K3s with the binary that is in place now, once.
+restart_changed() {
+  local asked
   asked=$(read_or "$RECORD/asked")
   if [ -z "$RENAMED" ]; then
     report already
@@ -967,24 +1069,44 @@ k3s_processes() {
   done
 }
 
-# Whether something listens on a TCP port here, in hexadecimal.
-listening() { grep -Eqs "^ *[0-9]+: [0-9A-F]+:$1 [0-9A-F:]+ 0A " /proc/net/tcp /proc/net/tcp6; }
+# The first of these TCP ports on which something listens here.
+listening() { # PORT..
+  local hex
+  while [ $# -gt 0 ]; do
+    hex=$(printf '%04X' "$1")
+    if grep -Eqs "^ *[0-9]+: [0-9A-F]+:$hex [0-9A-F:]+ 0A " /proc/net/tcp /proc/net/tcp6; then
+      printf '%s\n' "$1"
+      return
+    fi
+    shift
+  done
+  return 1
+}
+
+# Those that K3s has for itself on this node: etcd's for its peers, the supervisor's and the API server's.
+k3s_ports() {
+  local port
+  echo 2380
+  [ "$ROLE" = server ] || return 0
+  port=$(setting "$UNIT" https-listen-port '')
+  printf '%s\n%s\n' "$(supervisor_port)" "${port:-6443}"
+}
 
 stop() {
-  local left=0 pids
+  local left=0 pids port
+  # shellcheck disable=SC2046
+  set -- $(k3s_ports)
   ! running && [ "$(show "$UNIT" UnitFileState)" = disabled ] && report already
   systemctl -q disable "$UNIT" 2> /dev/null
   systemctl stop "$UNIT"
-  while pids=$(k3s_processes | tr '\n' ' ') && [ -n "$pids" ] || listening 094C || { [ "$ROLE" = server ] && listening 192B; }; do
+  while pids=$(k3s_processes | tr '\n' ' ') && port=$(listening "$@") || [ -n "$pids" ]; do
     left=$((left + 1))
-    [ "$left" -lt 150 ] || give_up still-running "after the stop: processes ${pids:-none}, port 2380 $(open_or_closed 094C), port 6443 $(open_or_closed 192B)"
+    [ "$left" -lt 150 ] || give_up still-running "after the stop: processes ${pids:-none}, open port ${port:-none}"
     sleep 0.1 || sleep 1
   done
   systemctl -q is-active "$UNIT" && give_up still-running "$UNIT is active after its stop"
   [ "$(show "$UNIT" UnitFileState)" != enabled ] || give_up still-enabled "$UNIT could not be disabled"
 }
-
-open_or_closed() { if listening "$1"; then echo open; else echo closed; fi; }
 
 # --- backups -----------------------------------------------------------------------------------------------------------
 
@@ -1021,17 +1143,31 @@ etcd_snapshot() { # NAME
   report_file "$file"
 }
 
-prune_snapshots() { # KEEP PREFIX
-  local dir old file
+prune_snapshots() { # KEEP PREFIX SPARE..
+  local dir old file keep="$1" prefix="$2"
+  shift 2
   dir=$(snapshot_dir)
   # Named <prefix>..-<node>-<seconds>.
-  old=$(for file in "$dir/$2"*; do [ -f "$file" ] && printf '%s %s\n' "${file##*-}" "$file"; done | sort -rn | tail -n "+$(($1 + 1))" | cut -d ' ' -f 2-)
+  old=$(for file in "$dir/$prefix"*; do
+    [ -f "$file" ] && ! begins "${file##*/}" "$@" && printf '%s %s\n' "${file##*-}" "$file"
+  done | sort -rn | tail -n "+$((keep + 1))" | cut -d ' ' -f 2-)
   printf '%s\n' "$old" | while IFS= read -r file; do
     [ -n "$file" ] || continue
     # K3s deletes its object along with the file; where K3s does not answer the file goes, and K3s notices later.
     timeout 60 "$(binary_of "$UNIT")" etcd-snapshot delete --etcd-s3=false --data-dir "$DATA" --etcd-snapshot-dir "$dir" "${file##*/}" > /dev/null 2>&1 9>&-
     rm -f "$file"
   done
+}
+
+# Whether a name begins with one of these.
+begins() { # NAME WITH..
+  local name="$1"
+  shift
+  while [ $# -gt 0 ]; do
+    case $name in "$1"*) return ;; esac
+    shift
+  done
+  return 1
 }
 
 sqlite_backup() { # TOOL
@@ -1073,8 +1209,8 @@ sqlite_stopped_copy() {
   rm -f "$RECORD/cold"
   cold_copy
   systemctl --no-block start "$UNIT" || give_up start "systemd did not take the start of $UNIT"
+  report_cold_copy
   for file in "$BASE/cold/$ID"/*; do report_file "$file"; done
-  report cold-copy "$BASE/cold/$ID"
 }
 
 # What a restore needs besides the datastore. K3s puts its own manifests back by itself.
@@ -1099,8 +1235,8 @@ archive() {
 
 # --- restores ----------------------------------------------------------------------------------------------------------
 
-etcd_reset() { # SNAPSHOT
-  local words reset="$DB/reset-flag" log="$RECORD/log" file
+etcd_reset() { # SNAPSHOT DIGEST
+  local words reset="$DB/reset-flag" log="$RECORD/log" environment="$CACHE/environment-$ID" file
   ! running || give_up still-running "$UNIT runs: the datastore is reset only while it is stopped"
   if noted reset-done; then
     # Whoever starts K3s writes to the restored data: then it is not what the snapshot was any more.
@@ -1113,6 +1249,7 @@ etcd_reset() { # SNAPSHOT
     give_up already-started "$UNIT has been started since the reset began"
   fi
   [ -f "$1" ] || give_up no-snapshot "$1 is not there"
+  same_copy "$1" "$2"
   [ -z "$(setting "$UNIT" server K3S_URL)" ] \
     || give_up server-configured 'this server is told to join another one (server:): K3s refuses to reset it; choose the server that was first, or take the setting away'
   words=$(exec_words "$UNIT")
@@ -1127,19 +1264,20 @@ etcd_reset() { # SNAPSHOT
   rm -f "$RECORD/reset-done"
   note reset-begun
   set -- "$@" --cluster-reset "--cluster-reset-restore-path=$snapshot" --etcd-s3=false
-  # The unit's environment, by systemd's own reading of it.
+  # The unit's environment, by systemd's own reading of it: first the unit's own, then its files in their order, of which
+  # a later one wins. The token may be in it, and a command line can be read by everybody.
   while IFS= read -r file; do
     [ -n "$file" ] && set -- "--property=EnvironmentFile=-$file" "$@"
   done << LIST
-$(environment_files "$UNIT")
+$(environment_files "$UNIT" | sed '1!G; h; $!d')
 LIST
-  while IFS= read -r file; do
-    [ -n "$file" ] && set -- "--setenv=$file" "$@"
-  done << LIST
-$(unit_environment)
-LIST
+  mkdir -p "$CACHE" && rm -f "$environment"
+  SECRET=$environment
+  unit_environment > "$environment" || give_up arguments "Environment= of $UNIT could not be read exactly"
+  set -- "--property=EnvironmentFile=$environment" "$@"
   systemd-run --quiet --wait --pipe --collect --unit="kadence-reset-$ID" --property=KillMode=control-group \
     --property=LimitNOFILE=1048576 --property=RuntimeMaxSec=1800 "$@" > "$log" 2>&1 9>&-
+  forget
   # Its exit says nothing: K3s ends with 0 after some failures, too.
   if grep -q 'Managed etcd cluster membership has been reset' "$log" && [ -f "$reset" ]; then
     note reset-done
@@ -1151,10 +1289,17 @@ LIST
 # Whether systemd has started the unit after this file was written, as far as the journal goes.
 started_since() { journalctl -q -o cat -u "$UNIT" --since "@$(stat -c %Y "$1")" _PID=1 2> /dev/null | grep -q '^Start'; }
 
-# Environment= of the unit, a variable a line.
+# Environment= of the unit as a file of systemd's: a variable a line, its value in double quotes with quotes and
+# backslashes escaped, which is how busctl has it already. Anything else that is escaped could not be written so.
 unit_environment() {
-  busctl get-property org.freedesktop.systemd1 "$(unit_object "$UNIT")" org.freedesktop.systemd1.Service Environment 2> /dev/null \
-    | sed -n 's/^as [0-9]* "\(.*\)"$/\1/p' | sed 's/" "/\n/g'
+  local said
+  said=$(busctl get-property org.freedesktop.systemd1 "$(unit_object "$UNIT")" org.freedesktop.systemd1.Service Environment 2> /dev/null) || return 1
+  ! printf '%s' "$said" | sed 's/\\["\\]//g' | grep -qF "$(printf '\134')" || return 1
+  case $said in
+    'as 0') ;;
+    'as '*) printf '%s\n' "$said" | sed 's/^as [0-9]* "\(.*\)"$/\1/; s/" "/"\n/g; s/$/"/' | sed 's/^\([^=]*\)=/\1="/' ;;
+    *) return 1 ;;
+  esac
 }
 
 set_etcd_aside() {
@@ -1169,7 +1314,7 @@ set_etcd_aside() {
   [ ! -d "$aside" ] || report kept "$aside"
 }
 
-sqlite_restore() { # COPY: a folder with state.db (and -wal), or one database file
+sqlite_restore() { # COPY DIGEST; a copy is a folder with state.db (and -wal), or one database file
   local aside="$DB/aside-kadence-$ID" file from
   ! running || give_up still-running "$UNIT runs: its database is put back only while it is stopped"
   if noted restored; then
@@ -1178,6 +1323,7 @@ sqlite_restore() { # COPY: a folder with state.db (and -wal), or one database fi
   fi
   if [ -d "$1" ]; then from=$1/state.db; else from=$1; fi
   [ -s "$from" ] || give_up no-copy "$from is not there"
+  same_copy "$1" "$2"
   mkdir -p "$DB" "$aside"
   # New names first: until the old files are gone from their names nothing is lost, and after that nothing stale is left.
   if ! cp "$from" "$DB/.state.db.kadence"; then
@@ -1207,6 +1353,16 @@ sqlite_restore() { # COPY: a folder with state.db (and -wal), or one database fi
 
 # --- tidy --------------------------------------------------------------------------------------------------------------
 
+of_rollouts() { # ID ROLLOUT..
+  local id="$1"
+  shift
+  while [ $# -gt 0 ]; do
+    case $id in "$1"-[0-9]*) return ;; esac
+    shift
+  done
+  return 1
+}
+
 tidy() { # ROLLOUT.. -- DIGEST..
   local rollouts=' ' digests=' ' file id name keep
   while [ $# -gt 0 ] && [ "$1" != -- ]; do
@@ -1230,7 +1386,9 @@ tidy() { # ROLLOUT.. -- DIGEST..
   for file in "$BASE"/actions/* "$BASE"/backups/* "$BASE"/cold/*; do
     [ -e "$file" ] || continue
     id=${file##*/} id=${id%.db} id=${id%.tar}
-    case $rollouts in *" ${id%-*} "*) continue ;; esac
+    # `<rollout>-<number>`, and after that what part of the action it is.
+    # shellcheck disable=SC2086
+    ! of_rollouts "$id" $rollouts || continue
     at_work "$id" || rm -rf "$file"
   done
   for file in "$BASE"/bin/node-*.sh; do

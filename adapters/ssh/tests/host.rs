@@ -31,6 +31,13 @@ static HOST: Mutex<()> = Mutex::const_new(());
 const STAND_IN: &str = r#"#!/bin/sh
 # build NAME
 [ "$1" != --version ] || { echo "k3s version VERSION (0000000)"; exit; }
+case " $* " in *" --cluster-reset "*)
+  env > /run/reset-env
+  grep -las '[t]op .secret' /proc/[0-9]*/cmdline > /run/reset-seen
+  touch /var/lib/rancher/k3s/server/db/reset-flag
+  echo 'level=info msg="Managed etcd cluster membership has been reset, restart without --cluster-reset flag now."'
+  exit ;;
+esac
 trap 'while [ -e /run/hold-stop ]; do sleep 0.05; done; exit 0' TERM
 systemd-notify --ready
 while :; do sleep 0.05; done
@@ -114,7 +121,9 @@ impl Host {
         let from = self.artifact(version).path;
         let text = std::fs::read_to_string(&from).expect("the stand-in").replace('\'', "'\\''");
         self.run(&format!(
-            "rm -f /run/hold-stop; mountpoint -q /var/lib/kadence && umount /var/lib/kadence
+            "rm -f /run/hold-stop /run/reset-*; systemctl stop squatter.socket 2>/dev/null
+             [ ! -e /usr/bin/sqlite3.away ] || mv /usr/bin/sqlite3.away /usr/bin/sqlite3
+             mountpoint -q /var/lib/kadence && umount /var/lib/kadence
              systemctl stop k3s.service 2>/dev/null; systemctl disable -q k3s.service 2>/dev/null
              rm -rf /var/lib/kadence /run/kadence /var/lib/rancher/k3s/* /etc/rancher/k3s /usr/local/bin/k3s
              mkdir -p /etc/rancher/k3s /var/lib/rancher/k3s/server/db
@@ -159,7 +168,8 @@ impl Host {
 }
 
 fn order(id: &str, turn: u64, task: Task) -> Order {
-    Order { id: ActionId::new(id), turn, rollout: RolloutId::new("r"), plan: "p".to_owned(), role: Role::Server, task }
+    let (id, rollout) = (ActionId::new(id), RolloutId::new("r"));
+    Order { id, turn, holder: "eva".to_owned(), rollout, plan: "p".to_owned(), role: Role::Server, task }
 }
 
 fn swap(to: &Artifact, from: &Artifact, cold_copy: bool) -> Task {
@@ -212,6 +222,9 @@ async fn a_swap_is_done_once_per_id() {
 
     let lower = hosts.act(&node(), &order("r-2", 2, swap(&old, &new, false))).await;
     assert_eq!(lower, Err(HostError::Superseded { node: node(), ours: 2, theirs: 3 }));
+    let other = Order { holder: "tom".to_owned(), ..order("r-2", 3, swap(&old, &new, false)) };
+    let other = hosts.act(&node(), &other).await;
+    assert_eq!(other, Err(HostError::Superseded { node: node(), ours: 3, theirs: 3 }));
     assert_eq!(host.installed(), new.digest);
 
     // Back, from what was kept: it need not be sent.
@@ -289,7 +302,7 @@ async fn a_power_cut_in_the_middle_is_completed() {
 
     let done = hosts.act(&node(), &order("r-1", 1, task)).await.expect("completed");
     assert_eq!(host.installed(), new.digest);
-    let copy = done.cold_copy.expect("a cold copy");
+    let copy = done.cold_copy.expect("a cold copy").path;
     assert_eq!(host.run(&format!("cat {copy}/state.db")), "data");
     host.until("it runs", "systemctl -q is-active k3s").await;
 }
@@ -429,7 +442,7 @@ async fn a_database_is_backed_up_while_it_is_written_and_put_back_clean() {
     // What was written after the backup, and a stale log, are gone after it was put back.
     host.run("cd /var/lib/rancher/k3s/server/db; sqlite3 state.db 'INSERT INTO kine VALUES (43)'; echo stale > state.db-wal; echo stale > state.db-shm");
     let pushed = hosts.push(&node(), &into, "state.db", &file.digest).await.expect("pushed");
-    let restore = Task::SqliteRestore { copy: pushed };
+    let restore = Task::SqliteRestore { copy: pushed, digest: file.digest };
     assert_eq!(code(&hosts.act(&node(), &order("r-2", 1, restore.clone())).await), "still-running");
     hosts.act(&node(), &order("r-3", 1, Task::Stop)).await.expect("stopped");
     let restored = hosts.act(&node(), &order("r-4", 1, restore)).await.expect("restored");
@@ -437,6 +450,145 @@ async fn a_database_is_backed_up_while_it_is_written_and_put_back_clean() {
     assert_eq!(host.run("sqlite3 /var/lib/rancher/k3s/server/db/state.db 'SELECT max(id) FROM kine'"), "42");
     let aside = restored.kept.expect("what was there is kept");
     assert_eq!(host.run(&format!("ls {aside}")), "state.db\nstate.db-shm\nstate.db-wal");
+}
+
+/// A database whose newest row, 42, is only in the log beside it.
+const DATABASE_WITH_A_LOG: &str = "cd /var/lib/rancher/k3s/server/db; rm -f state.db*
+    sqlite3 state.db 'PRAGMA journal_mode=WAL; CREATE TABLE kine(id INTEGER PRIMARY KEY); INSERT INTO kine VALUES (41);
+    PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO kine VALUES (42)' '.shell cp state.db state.db-wal /run' > /dev/null
+    mv /run/state.db /run/state.db-wal .; test -s state.db-wal";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_is_copied_while_k3s_is_stopped_with_its_log() {
+    let Some(host) = host().await else { return };
+    let hosts = host.hosts();
+    host.run(DATABASE_WITH_A_LOG);
+    host.run("mv /usr/bin/sqlite3 /usr/bin/sqlite3.away");
+    let tools = hosts.facts(&node()).await.expect("facts").tools;
+    assert!(!tools.sqlite3 && !tools.python3, "a host on which nothing reads a database");
+    let pid = host.main_pid();
+
+    let copied = hosts.act(&node(), &order("r-1-sqlite-42", 1, Task::SqliteStoppedCopy)).await.expect("copied");
+    host.until("it runs again", "systemctl -q is-active k3s && systemctl -q is-enabled k3s").await;
+    assert_ne!(host.main_pid(), pid, "it was stopped");
+    assert_eq!((copied.integrity, copied.revision), (None, None), "nothing there can read it");
+    let names: Vec<&str> = copied.files.iter().map(|f| f.path.rsplit('/').next().unwrap_or_default()).collect();
+    assert_eq!(names, ["state.db", "state.db-wal"]);
+    for file in &copied.files {
+        let into = host.scratch.path().join(file.path.rsplit('/').next().expect("a name"));
+        hosts.pull(&node(), file, &into).await.expect("pulled");
+    }
+    let folder = copied.cold_copy.expect("a folder");
+    assert_eq!(folder.bytes, copied.files.iter().map(|f| f.bytes).sum::<u64>());
+
+    // Put back: only if it is what it was, and then with the log.
+    let restore = |digest| Task::SqliteRestore { copy: folder.path.clone(), digest };
+    hosts.act(&node(), &order("r-2", 1, Task::Stop)).await.expect("stopped");
+    host.run("echo changed > /var/lib/rancher/k3s/server/db/state.db");
+    let other = hosts.act(&node(), &order("r-3", 1, restore(Digest::of(b"another")))).await;
+    assert!(matches!(&other, Err(HostError::Digest { file, .. }) if *file == folder.path), "{other:?}");
+    host.run(&format!("mv {0}/state.db-wal {0}/lost", folder.path));
+    let torn = hosts.act(&node(), &order("r-4", 1, restore(folder.digest))).await;
+    assert!(matches!(&torn, Err(HostError::Digest { .. })), "a file that is missing counts: {torn:?}");
+    assert_eq!(host.run("cat /var/lib/rancher/k3s/server/db/state.db"), "changed", "and nothing was touched");
+    let none = Task::SqliteRestore { copy: format!("{}-none", folder.path), digest: folder.digest };
+    assert_eq!(code(&hosts.act(&node(), &order("r-5", 1, none)).await), "no-copy");
+    host.run(&format!("mv {0}/lost {0}/state.db-wal", folder.path));
+    hosts.act(&node(), &order("r-6", 1, restore(folder.digest))).await.expect("restored");
+    host.run("mv /usr/bin/sqlite3.away /usr/bin/sqlite3");
+    assert_eq!(host.run("sqlite3 /var/lib/rancher/k3s/server/db/state.db 'SELECT max(id) FROM kine'"), "42");
+
+    // Tidying keeps what belongs to a rollout that is kept, whatever part of an action made it.
+    hosts.tidy(&node(), &Keep { binaries: vec![], rollouts: vec![RolloutId::new("r")] }).await.expect("tidied");
+    host.run(&format!("test -s {}/state.db", folder.path));
+    hosts.tidy(&node(), &Keep { binaries: vec![], rollouts: vec![RolloutId::new("s")] }).await.expect("tidied");
+    assert_eq!(host.run("ls -A /var/lib/kadence/cold"), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cold_copy_is_read_where_something_can_read_it() {
+    let Some(host) = host().await else { return };
+    let (old, new) = (host.artifact("v1.35.7+k3s1"), host.artifact("v1.35.9+k3s1"));
+    let hosts = host.hosts();
+    for artifact in [&old, &new] {
+        hosts.stage(&node(), artifact).await.expect("staged");
+    }
+    host.run(DATABASE_WITH_A_LOG);
+    let done = hosts.act(&node(), &order("r-1", 1, swap(&new, &old, true))).await.expect("swapped");
+    let copy = done.cold_copy.expect("a cold copy");
+    assert_eq!((done.integrity.as_deref(), done.revision), (Some("ok"), Some(42)));
+    assert_eq!(host.run(&format!("ls {}", copy.path)), "state.db", "what was in the log is in the database");
+    host.until("it runs", "systemctl -q is-active k3s").await;
+
+    host.run("cd /var/lib/rancher/k3s/server/db; rm -f state.db-*; yes | dd of=state.db bs=1 seek=4096 count=99 conv=notrunc 2> /dev/null");
+    let done = hosts.act(&node(), &order("r-2", 1, swap(&old, &new, true))).await.expect("swapped back");
+    assert!(done.cold_copy.is_some());
+    assert_ne!(done.integrity.as_deref(), Some("ok"), "{done:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_wants_the_snapshot_that_was_read_and_shows_no_secret() {
+    let Some(host) = host().await else { return };
+    let hosts = host.hosts();
+    host.run(
+        r#"printf '[Service]\nEnvironment="K3S_TOKEN=top \\"secret" PLAIN=a\nEnvironmentFile=/etc/k3s.one\nEnvironmentFile=-/etc/k3s.two\n' > /run/reset-drop
+           mkdir -p /etc/systemd/system/k3s.service.d; mv /run/reset-drop /etc/systemd/system/k3s.service.d/reset.conf
+           printf 'ORDER=one\nPLAIN=b\n' > /etc/k3s.one; echo ORDER=two > /etc/k3s.two; systemctl daemon-reload"#,
+    );
+    hosts.act(&node(), &order("r-1", 1, Task::Stop)).await.expect("stopped");
+    let snapshot = host.scratch.path().join("snapshot");
+    std::fs::write(&snapshot, "a snapshot").expect("written");
+    let digest = Digest::of(b"a snapshot");
+    let path = hosts.push(&node(), &snapshot, "snapshot", &digest).await.expect("pushed");
+
+    let missing = Task::EtcdReset { snapshot: "/nowhere".to_owned(), digest };
+    assert_eq!(code(&hosts.act(&node(), &order("r-2", 1, missing)).await), "no-snapshot");
+    let other = Task::EtcdReset { snapshot: path.clone(), digest: Digest::of(b"another") };
+    let other = hosts.act(&node(), &order("r-3", 1, other)).await;
+    assert!(matches!(&other, Err(HostError::Digest { .. })), "{other:?}");
+    assert_eq!(host.run("ls /run/reset-env 2>/dev/null || echo none"), "none", "K3s was not asked");
+
+    hosts.act(&node(), &order("r-4", 1, Task::EtcdReset { snapshot: path, digest })).await.expect("reset");
+    let environment = host.run("cat /run/reset-env");
+    for line in ["K3S_TOKEN=top \"secret", "PLAIN=b", "ORDER=two"] {
+        assert!(environment.lines().any(|l| l == line), "{line}: {environment}");
+    }
+    assert_eq!(host.run("cat /run/reset-seen"), "", "on no command line");
+    assert_eq!(host.run("ls /run/kadence | grep environment || echo none"), "none", "and no file is left");
+    host.run("rm -r /etc/systemd/system/k3s.service.d /etc/k3s.one /etc/k3s.two; systemctl daemon-reload");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_is_proven_on_the_ports_that_k3s_has() {
+    let Some(host) = host().await else { return };
+    let hosts = host.hosts();
+    host.run("echo 'https-listen-port: 7443' >> /etc/rancher/k3s/config.yaml");
+    host.run("systemd-run -q --unit=squatter --socket-property=ListenStream=7443 /bin/true");
+    let refused = hosts.act(&node(), &order("r-1", 1, Task::Stop)).await;
+    assert_eq!(code(&refused), "still-running");
+    assert!(refused.is_err_and(|e| e.to_string().contains("7443")));
+    host.run(
+        "systemctl stop squatter.socket; systemd-run -q --unit=squatter --socket-property=ListenStream=6443 /bin/true",
+    );
+    hosts.act(&node(), &order("r-2", 1, Task::Stop)).await.expect("somebody else's port is not K3s's");
+    host.run("systemctl stop squatter.socket");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_of_the_rollout_are_not_pruned() {
+    let Some(host) = host().await else { return };
+    let hosts = host.hosts();
+    host.run(
+        "mkdir -p /var/lib/rancher/k3s/server/db/snapshots; cd /var/lib/rancher/k3s/server/db/snapshots
+         touch kadence-r7-hop1-n1-100 kadence-r7.2-hop1-n1-105 kadence-r70-hop1-n1-101 kadence-r5-hop1-n1-102
+         touch kadence-r5-hop2-n1-103 mine-n1-50",
+    );
+    let spare = vec!["kadence-r7-".to_owned(), "kadence-r7.".to_owned()];
+    hosts.act(&node(), &order("r-1", 1, Task::PruneSnapshots { keep: 1, spare })).await.expect("pruned");
+    assert_eq!(
+        host.run("cd /var/lib/rancher/k3s/server/db/snapshots; ls"),
+        "kadence-r5-hop2-n1-103\nkadence-r7-hop1-n1-100\nkadence-r7.2-hop1-n1-105\nmine-n1-50"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -118,7 +118,7 @@ impl Store for SqliteStore {
         .fetch_one(&mut *connection)
         .await
         .map_err(|e| at.sql(&e))?;
-        Ok(Turn { number: number.unsigned_abs(), guard: Box::new(guard) })
+        Ok(Turn::new(number.unsigned_abs(), Box::new(guard)))
     }
 
     async fn append(&self, cluster: &ClusterUid, event: &Recorded) -> Result<(), StoreError> {

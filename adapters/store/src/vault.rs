@@ -11,8 +11,11 @@ use age::secrecy::SecretString;
 use age::x25519::{Identity, Recipient};
 use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use kadence_core::apply::action::BackupReceipt;
+use kadence_core::apply::backup::SqliteFacts;
 use kadence_core::config::Backups;
 use kadence_core::ident::Digest;
 use kadence_engine::ports::{Vault, VaultError};
@@ -186,6 +189,22 @@ impl Vault for AgeVault {
             replace(&into, |out| decrypt(&from, &identities, out))
         })
         .await
+    }
+
+    async fn read_sqlite(&self, database: &Path) -> Result<SqliteFacts, VaultError> {
+        let bad = |e: sqlx::Error| VaultError::Io { what: database.display().to_string(), why: e.to_string() };
+        let options = SqliteConnectOptions::new().filename(database).create_if_missing(false);
+        let mut connection = options.connect().await.map_err(bad)?;
+        let read = async {
+            let integrity = sqlx::query_scalar("PRAGMA integrity_check(1)").fetch_one(&mut connection).await?;
+            let revision: i64 = sqlx::query_scalar("SELECT max(id) FROM kine").fetch_one(&mut connection).await?;
+            // What is in the log comes into the database, and the log goes.
+            let _: String = sqlx::query_scalar("PRAGMA journal_mode = DELETE").fetch_one(&mut connection).await?;
+            Ok(SqliteFacts { integrity, revision: u64::try_from(revision).unwrap_or_default() })
+        };
+        let read = read.await;
+        connection.close().await.map_err(bad)?;
+        read.map_err(bad)
     }
 
     async fn holds(&self, receipt: &BackupReceipt) -> bool {

@@ -33,7 +33,7 @@ async fn raw(folder: &Path) -> SqliteConnection {
 }
 
 fn event(number: u64) -> Recorded {
-    sample::recorded(&sample::rollout(), number, Event::TurnTaken { turn: number })
+    sample::recorded(&sample::rollout(), number, Event::TurnTaken { turn: number, holder: String::new() })
 }
 
 async fn append(store: &SqliteStore, number: u64) -> Result<(), StoreError> {

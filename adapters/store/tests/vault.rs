@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use age::secrecy::ExposeSecret;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
+use sqlx::{ConnectOptions, Connection};
 
 use kadence_core::config::Backups;
 use kadence_core::ident::Digest;
@@ -77,9 +79,36 @@ fn names(folder: &Path) -> Vec<String> {
 async fn does_what_every_vault_does() {
     vault::suite(async || {
         let scene = Scene::new();
-        vault::AtHand { vault: Arc::new(scene.open()), beside: scene.folder.path().to_owned(), keep: Box::new(scene) }
+        let (vault, beside) = (Arc::new(scene.open()), scene.folder.path().to_owned());
+        vault::AtHand {
+            vault,
+            beside,
+            database: |path, revision| Box::pin(database(path, revision)),
+            keep: Box::new(scene),
+        }
     })
     .await;
+}
+
+/// As K3s has it after an unclean stop: copied while a connection keeps the log from being moved in.
+async fn database(path: PathBuf, revision: u64) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let live = folder.path().join("state.db");
+    let options = SqliteConnectOptions::new().filename(&live).create_if_missing(true);
+    let mut k3s = options.journal_mode(SqliteJournalMode::Wal).connect().await.expect("opened");
+    for statement in [
+        "CREATE TABLE kine(id INTEGER PRIMARY KEY)",
+        &format!("INSERT INTO kine VALUES ({})", revision - 1),
+        "PRAGMA wal_checkpoint(TRUNCATE)",
+        &format!("INSERT INTO kine VALUES ({revision})"),
+    ] {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(statement.to_owned())).execute(&mut k3s).await.expect("done");
+    }
+    for end in ["", "-wal"] {
+        let from = folder.path().join(format!("state.db{end}"));
+        std::fs::copy(from, format!("{}{end}", path.display())).expect("copied");
+    }
+    k3s.close().await.expect("closed");
 }
 
 #[tokio::test]

@@ -168,6 +168,7 @@ async fn reach(
         update: Default::default(),
         datastore: None,
         waivers: Vec::new(),
+        exclude: Vec::new(),
     };
     // Nothing is compared between runs here, so the key for hashes may be any.
     let hosts = SshHosts::new(&cluster, HmacKey::new([0; 32])).map_err(|e| Failure::new(Exit::Wrong, "E-SSH", e))?;
@@ -296,6 +297,7 @@ mod tests {
     #[test]
     fn what_init_writes_is_read_as_it_was_meant() {
         let ssh = Ssh { user: "ops".to_owned(), sudo: Sudo::Passwordless, key: Some("/k ey".into()), ..Ssh::default() };
+        let (_, recipient) = generate_identity();
         let text = yaml(&Choices {
             name: "shop",
             environment: "production",
@@ -303,13 +305,13 @@ mod tests {
             context: Some("shop"),
             ssh: &ssh,
             releases: "github",
-            recipient: "age1x",
+            recipient: &recipient,
             key_file: Path::new("/root/key"),
         });
         let config = kadence_engine::config::parse(&text, "kadence.yaml").expect("good");
         let shop = &config.clusters["shop"];
         assert_eq!(shop.ssh, ssh);
         assert_eq!(shop.kubeconfig, Path::new("/root/it's: a \"file\""));
-        assert_eq!(config.backups.recipients, ["age1x"]);
+        assert_eq!(config.backups.recipients, [recipient]);
     }
 }

@@ -1,5 +1,7 @@
 //! What changes nothing: inspect, check, plan, validate, status, history, why, report, config.
 
+use std::path::{Path, PathBuf};
+
 use jiff::Timestamp;
 use kadence_core::apply::rollout::Rollout;
 use kadence_core::fact::Fact;
@@ -8,7 +10,6 @@ use kadence_core::validate::checks;
 use kadence_core::validate::finding::readiness;
 use kadence_engine::config as configuration;
 use kadence_engine::ports::Store as _;
-use serde_json::json;
 
 use crate::args::{Check, ConfigWhat, Global, Output, Plan, Report};
 use crate::commands::roll::{look, planned, wish};
@@ -21,6 +22,15 @@ pub(crate) fn config(global: &Global, what: ConfigWhat) -> Result<Exit, Failure>
         ConfigWhat::Schema => print(&configuration::schema()),
         ConfigWhat::Check => {
             let opened = open::config(global)?;
+            let file = global.config.display().to_string();
+            let text = fs_err::read_to_string(&global.config)
+                .map_err(|error| Failure::new(Exit::Wrong, "E-CONFIG", error.to_string()))?;
+            let mut doubts = configuration::doubts(&opened.config, &text, &file, Timestamp::now()).into_iter();
+            if let Some(first) = doubts.next() {
+                // One line ends the program; the others stand before it.
+                doubts.for_each(|doubt| say(doubt.to_string()));
+                return Err(first.into());
+            }
             let names: Vec<&str> = opened.config.clusters.keys().map(|n| n.as_str()).collect();
             print(&format!("{} is good. Clusters: {}.\n", global.config.display(), names.join(", ")));
         }
@@ -58,14 +68,16 @@ pub(crate) async fn check(global: &Global, args: &Check) -> Result<Exit, Failure
     };
     let findings = engine.check(&inventory, plan.as_ref()).await?;
     match global.output {
-        Output::Json => screen.json(&json!({
-            "schema": 1,
-            "cluster": args.cluster,
-            "target": plan.as_ref().map(|p| &p.decision.target),
-            "readiness": readiness(&findings),
-            "findings": findings,
-        }))?,
-        Output::Text => print(&kadence_tell::check::text(&inventory, plan.as_ref(), &findings, screen.style())),
+        Output::Json => {
+            let target = plan.as_ref().map(|p| &p.decision.target);
+            screen.json(&kadence_tell::check::json(&args.cluster, target, &findings))?;
+        }
+        Output::Text => {
+            if let Ok(newest) = engine.newest(&inventory).await {
+                print(&kadence_tell::check::newest(&args.cluster, &newest, screen.style()));
+            }
+            print(&kadence_tell::check::text(&inventory, plan.as_ref(), &findings, screen.style()));
+        }
     }
     Ok(of_readiness(readiness(&findings)))
 }
@@ -76,17 +88,37 @@ pub(crate) async fn plan(global: &Global, args: &Plan) -> Result<Exit, Failure> 
     let engine = opened.engine(&args.cluster, screen.clone()).await?;
     let inventory = look(&engine, &args.cluster).await?;
     let plan = planned(&engine, &screen, &inventory, &wish(&args.target)).await?;
-    if let Some(file) = &args.write {
-        let text =
-            serde_json::to_string_pretty(&plan).map_err(|e| Failure::new(Exit::Failed, "E-OUTPUT", e.to_string()))?;
-        fs_err::write(file, text).map_err(|e| Failure::new(Exit::Wrong, "E-PLAN-FILE", e.to_string()))?;
+    // Only what was asked for is kept: `check` and `why` make plans, too.
+    engine.store.save_plan(&plan).await?;
+    let file = keep(&plan, &opened.plans())?;
+    if let Some(also) = &args.write {
+        write_plan(&plan, also)?;
     }
     match (global.output, args.runbook) {
         (_, true) => print(&kadence_tell::runbook::markdown(&plan)),
-        (Output::Json, false) => screen.json(&json!({ "hash": plan.hash(), "plan": plan }))?,
+        (Output::Json, false) => screen.json(&kadence_tell::plan::json(&plan, &file))?,
         (Output::Text, false) => print(&kadence_tell::plan::text(&plan, screen.style())),
     }
+    if !plan.decision.hops.is_empty() {
+        say(format!("Written to {}.", file.display()));
+    }
     Ok(Exit::Done)
+}
+
+/// Writes the plan into the folder for plans, under the cluster's name and its own.
+fn keep(plan: &kadence_core::apply::plan::Plan, folder: &Path) -> Result<PathBuf, Failure> {
+    fs_err::create_dir_all(folder).map_err(|e| Failure::new(Exit::Wrong, "E-PLAN-FILE", e.to_string()))?;
+    // A cluster may be called what no file can.
+    let plain = |c: char| if c.is_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let cluster: String = plan.decision.cluster.as_str().chars().map(plain).collect();
+    let file = folder.join(format!("{cluster}-{}.json", plan.hash().short()));
+    write_plan(plan, &file)?;
+    Ok(file)
+}
+
+fn write_plan(plan: &kadence_core::apply::plan::Plan, file: &Path) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(plan).map_err(|e| Failure::new(Exit::Failed, "E-OUTPUT", e.to_string()))?;
+    fs_err::write(file, text + "\n").map_err(|e| Failure::new(Exit::Wrong, "E-PLAN-FILE", e.to_string()))
 }
 
 /// Judges the cluster as it is: the checks that need no target, and the probes.
@@ -118,13 +150,7 @@ pub(crate) async fn validate(global: &Global, cluster: &str) -> Result<Exit, Fai
     let baseline = Baseline::of(&inventory, passed);
     let failed: Vec<&String> = baseline.probes.iter().filter(|(_, passed)| !**passed).map(|(name, _)| name).collect();
     match global.output {
-        Output::Json => screen.json(&json!({
-            "schema": 1,
-            "cluster": cluster,
-            "readiness": readiness(&findings),
-            "probes": probes,
-            "findings": findings,
-        }))?,
+        Output::Json => screen.json(&kadence_tell::check::validate_json(cluster, &probes, &findings))?,
         Output::Text => {
             print(&kadence_tell::check::text(&inventory, None, &findings, screen.style()));
             for (name, result) in &probes {
@@ -149,7 +175,7 @@ pub(crate) async fn status(global: &Global, cluster: Option<&str>) -> Result<Exi
         }
         None => opened.config.clusters.keys().map(ToString::to_string).collect(),
     };
-    let mut documents = Vec::new();
+    let mut rollouts = Vec::new();
     for name in names {
         let Some(uid) = store.known_uid(&name).await? else {
             print_text(global, &format!("{name} was never looked at from here. Next: kadence inspect {name}\n"));
@@ -161,10 +187,10 @@ pub(crate) async fn status(global: &Global, cluster: Option<&str>) -> Result<Exi
         };
         let rollout = read(&store.events(&last).await?, last.as_str())?;
         print_text(global, &kadence_tell::status::text(&rollout, Timestamp::now(), screen.style()));
-        documents.push(kadence_tell::status::json(&rollout));
+        rollouts.push(rollout);
     }
     if global.output == Output::Json {
-        screen.json(&json!({ "schema": 1, "rollouts": documents }))?;
+        screen.json(&kadence_tell::status::rollouts_json(&rollouts))?;
     }
     Ok(Exit::Done)
 }
@@ -179,10 +205,7 @@ pub(crate) async fn history(global: &Global, cluster: &str) -> Result<Exit, Fail
         rollouts.push(read(&store.events(&id).await?, id.as_str())?);
     }
     match global.output {
-        Output::Json => {
-            let documents: Vec<_> = rollouts.iter().map(kadence_tell::status::json).collect();
-            screen.json(&json!({ "schema": 1, "rollouts": documents }))?;
-        }
+        Output::Json => screen.json(&kadence_tell::status::rollouts_json(&rollouts))?,
         Output::Text => print(&kadence_tell::status::history(cluster, &rollouts, screen.style())),
     }
     Ok(Exit::Done)
@@ -255,5 +278,25 @@ fn read(events: &[kadence_core::event::Recorded], id: &str) -> Result<Rollout, F
 fn print_text(global: &Global, text: &str) {
     if global.output == Output::Text {
         print(text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_is_kept_as_a_file_that_is_the_same_plan() {
+        let stories = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tell/tests/stories/minors.plan.json");
+        let text = std::fs::read_to_string(stories).expect("a plan");
+        let mut plan: kadence_core::apply::plan::Plan = serde_json::from_str(&text).expect("a plan");
+        plan.decision.cluster = "../shop".into();
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = keep(&plan, &folder.path().join("plans")).expect("kept");
+        let name = format!(".._shop-{}.json", plan.hash().short());
+        assert_eq!(file, folder.path().join("plans").join(name));
+        let kept = std::fs::read_to_string(&file).expect("the file");
+        assert_eq!(serde_json::from_str::<kadence_core::apply::plan::Plan>(&kept).expect("a plan").hash(), plan.hash());
+        assert_eq!(keep(&plan, &folder.path().join("plans")).expect("kept again"), file);
     }
 }

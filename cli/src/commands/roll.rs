@@ -5,13 +5,12 @@ use std::sync::Arc;
 use kadence_core::apply::plan::{Plan, Purpose};
 use kadence_core::apply::planner::{NoPlan, Scope};
 use kadence_core::apply::rollout::Rollout;
-use kadence_core::apply::way_back;
 use kadence_core::event::{Consent, Request};
 use kadence_core::ident::{ClusterUid, NodeName, RolloutId};
 use kadence_core::inventory::Inventory;
 use kadence_core::validate::finding::{Finding, readiness};
 use kadence_engine::ports::Store as _;
-use kadence_engine::{Driven, Engine, StartError, Wish};
+use kadence_engine::{Driven, Engine, StartError, WayBack, Wish};
 use tokio::sync::mpsc;
 
 use crate::args::{Apply, Global, Output, Resume, Rollback, Target};
@@ -34,10 +33,11 @@ pub(crate) async fn apply(global: &Global, args: &Apply) -> Result<Exit, Failure
     let opened = open::config(global)?;
     let screen = Screen::new(global);
     let engine = opened.engine(&args.cluster, screen.clone()).await?;
-    // An earlier rollout that has not ended goes first: the next apply continues it.
+    // A rollout that was cut off goes on; one that holds waits for a person, and `apply` is not what it waits for.
     if let Some(uid) = engine.store.known_uid(&args.cluster).await?
         && let Some(unfinished) = engine.unfinished(&uid).await?
     {
+        may_go_on(args, &unfinished)?;
         say(format!("{} of {} has not ended: it goes on first.", unfinished.id, args.cluster));
         return go_on(global, &engine, unfinished, &screen).await;
     }
@@ -47,6 +47,9 @@ pub(crate) async fn apply(global: &Global, args: &Apply) -> Result<Exit, Failure
         None => planned(&engine, &screen, &inventory, &wish(&args.target)).await?,
     };
     same_cluster(&plan, &inventory)?;
+    if args.plan.is_some() {
+        engine.still_fits(&plan, &inventory)?;
+    }
     if plan.decision.hops.is_empty() {
         say(format!("{} is on {} already: nothing to do.", args.cluster, plan.decision.target));
         return Ok(Exit::Done);
@@ -96,9 +99,11 @@ pub(crate) async fn resume(global: &Global, args: &Resume) -> Result<Exit, Failu
 }
 
 async fn go_on(global: &Global, engine: &Engine, mut rollout: Rollout, screen: &Arc<Screen>) -> Result<Exit, Failure> {
-    let turn = engine.take_turn(&rollout.cluster, rollout.turn).await?;
+    let seen = engine.turn_of_nodes(&rollout).await;
+    let turn = engine.take_turn(&rollout.cluster, seen).await?;
     // Somebody may have carried it on between our look at the log and our turn.
     rollout = engine.rollout(&rollout.id).await?;
+    screen.catch_up(&engine.store.events(&rollout.id).await?);
     engine.take_up(&mut rollout, &turn).await?;
     let driven = drive(engine, &mut rollout, screen).await?;
     finish(global, &rollout, &driven, screen)
@@ -125,18 +130,12 @@ async fn adopt(global: &Global, args: &Resume, engine: &Engine, screen: &Arc<Scr
     let old = RolloutId::new(old);
     let plan = engine.plan(&inventory, &Wish { to, scope: Scope::default() }).await?;
     if plan.decision.hops.is_empty() {
-        let stay = engine.lift_marks(&inventory, &old).await?;
+        let stay = engine.lift_marks(&old, &|_| true).await?;
         if stay.is_empty() {
             say(format!("{old} had nothing left to do; its cordons are lifted."));
             return Ok(Exit::Done);
         }
-        let names: Vec<&str> = stay.iter().map(kadence_core::ident::NodeName::as_str).collect();
-        return Err(Failure::new(
-            Exit::Held,
-            "E-NOT-READY",
-            format!("{} is not Ready: its cordon stays", names.join(", ")),
-        )
-        .next("look at it, then resume --adopt again"));
+        return Err(stays(&stay));
     }
     let names: Vec<String> = marks.iter().map(|(node, _)| node.to_string()).collect();
     say(format!(
@@ -160,34 +159,23 @@ pub(crate) async fn rollback(global: &Global, args: &Rollback) -> Result<Exit, F
     let engine = opened.engine(&args.cluster, screen.clone()).await?;
     let store = opened.store().await?;
     let uid = opened.known_uid(&store, &args.cluster).await?;
-    if let Some(unfinished) = engine.unfinished(&uid).await? {
-        let restoring = matches!(unfinished.plan.decision.purpose, Purpose::Restore { .. });
-        if restoring {
-            say(format!("The restore {} has not ended: it goes on.", unfinished.id));
-            return go_on(global, &engine, unfinished, &screen).await;
+    let (plan, seen) = match engine.way_back(&uid, &args.powered_off).await? {
+        WayBack::GoOn(mut restore) => {
+            say(format!("The restore {} has not ended: it goes on.", restore.id));
+            let turn = engine.take_turn(&uid, engine.turn_of_nodes(&restore).await).await?;
+            engine.declare_off(&mut restore, &args.powered_off).await?;
+            drop(turn);
+            return go_on(global, &engine, restore, &screen).await;
         }
-        let changed = !unfinished.versions.is_empty();
-        let id = unfinished.id.clone();
-        engine.give_up(unfinished).await?;
-        if !changed {
-            // It only had nodes cordoned, if that: an older rollout is not what was meant.
-            let inventory = look(&engine, &args.cluster).await?;
-            let stay = engine.lift_marks(&inventory, &id).await?;
-            say(format!("{id} had changed no version; it is ended, and its cordons are lifted."));
+        WayBack::Untouched(rollout) => {
+            let id = rollout.id.clone();
+            let turn = engine.take_turn(&uid, engine.turn_of_nodes(&rollout).await).await?;
+            let stay = engine.end_untouched(rollout, &turn).await?;
+            say(format!("{id} had changed no node; it is ended, and its cordons are lifted."));
             return if stay.is_empty() { Ok(Exit::Done) } else { Err(stays(&stay)) };
         }
-    }
-    let Some(last) = engine.last_changing(&uid).await? else {
-        return Err(Failure::new(
-            Exit::Refused,
-            "E-NOTHING-TO-UNDO",
-            format!("{} has no rollout to take back", args.cluster),
-        ));
+        WayBack::Plan { plan, seen } => (plan, seen),
     };
-    let inventory = engine.look_for_rollback(&last).await;
-    // Nodes that the rollout left cordoned and that this way back does not touch would stay so.
-    let _ = engine.lift_marks(&inventory, &last.id).await;
-    let plan = way_back::plan(&last, &inventory, &engine.config, &engine.version, engine.clock.now())?;
     say(kadence_tell::plan::text(&plan, screen.style()));
     let restore = matches!(plan.decision.purpose, Purpose::Restore { .. });
     if (restore || plan.decision.outage.is_some()) && !args.yes {
@@ -201,9 +189,9 @@ pub(crate) async fn rollback(global: &Global, args: &Rollback) -> Result<Exit, F
                 .next(format!("kadence rollback {} --yes", args.cluster)));
         }
     }
-    let turn = engine.take_turn(&uid, Engine::turn_seen(&inventory)).await?;
+    let turn = engine.take_turn(&uid, seen).await?;
     let consent = Consent { outage: true, data_loss: restore, powered_off: args.powered_off.clone() };
-    let mut rollout = engine.begin(plan, consent, &turn).await?;
+    let mut rollout = engine.take_back(plan, consent, &turn).await?;
     let driven = drive(&engine, &mut rollout, &screen).await?;
     finish(global, &rollout, &driven, &screen)
 }
@@ -229,21 +217,53 @@ pub(crate) async fn ask(global: &Global, cluster: &str, request: Request) -> Res
         ));
     };
     store.request(&uid, request).await?;
+    // If nobody has the turn, nobody would hear it: it is carried on until it stands still, which is at once.
+    let screen = Screen::new(global);
+    let engine = opened.engine(cluster, screen.clone()).await?;
+    let idle = engine.take_turn(&uid, rollout.turn).await.is_ok();
+    if idle && (request == Request::Abort || rollout.hold.is_none()) {
+        return go_on(global, &engine, rollout, &screen).await;
+    }
     let word = match request {
         Request::Pause => "It stops before the next node",
         Request::Abort => "It ends after the node in hand",
     };
     say(format!("Asked {}. {word}; kadence status {cluster} shows when.", rollout.id));
-    if request == Request::Abort && rollout.hold.is_some() {
-        // Nobody drives a held rollout: it is ended here, if nobody else has the turn.
-        let screen = Screen::new(global);
-        let engine = opened.engine(cluster, screen.clone()).await?;
-        return go_on(global, &engine, rollout, &screen).await;
-    }
     Ok(Exit::Done)
 }
 
 // --------------------------------------------------------------------------------------------------------- parts
+
+/// Whether `apply` may carry on what has not ended: only what was cut off, and only if nothing else was asked for.
+fn may_go_on(args: &Apply, unfinished: &Rollout) -> Result<(), Failure> {
+    let cluster = &args.cluster;
+    if let Some(hold) = &unfinished.hold {
+        return Err(Failure::new(
+            Exit::Held,
+            "E-HELD",
+            format!("{} of {cluster} holds: {}", unfinished.id, hold.what),
+        )
+        .next(format!("{}; then kadence resume {cluster}, or kadence abort {cluster}", hold.next)));
+    }
+    let decision = &unfinished.plan.decision;
+    let other = args.target.to.as_ref().is_some_and(|to| *to != decision.target)
+        || args.plan.as_ref().is_some_and(|which| !unfinished.plan_hash.to_string().starts_with(which.as_str()))
+        || args.target.exclude.iter().any(|name| !decision.excluded.contains(name))
+        || (args.target.until.is_some() && !decision.manner.until_servers)
+        || decision.goes_back();
+    if other {
+        return Err(Failure::new(
+            Exit::Refused,
+            "E-UNFINISHED",
+            format!(
+                "{} of {cluster} (to {}) has not ended, and something else is asked for now",
+                unfinished.id, decision.target
+            ),
+        )
+        .next(format!("kadence resume {cluster}, or kadence abort {cluster}; then ask again")));
+    }
+    Ok(())
+}
 
 /// Makes a plan; where a fact is missing for it, the checks say which and what to do, better than the planner could.
 pub(crate) async fn planned(
@@ -281,8 +301,8 @@ pub(crate) async fn look(engine: &Engine, name: &str) -> Result<Inventory, Failu
 
 fn stays(nodes: &[NodeName]) -> Failure {
     let names: Vec<&str> = nodes.iter().map(NodeName::as_str).collect();
-    Failure::new(Exit::Held, "E-NOT-READY", format!("{} is not Ready: its cordon stays", names.join(", ")))
-        .next("look at it, then ask again")
+    Failure::new(Exit::Held, "E-NOT-READY", format!("{} is not proven healthy: its cordon stays", names.join(", ")))
+        .next("look at it, then ask again; or kubectl uncordon it, if it is well")
 }
 
 fn other_cluster(name: &str, known: &ClusterUid, found: &ClusterUid) -> Failure {
@@ -335,6 +355,7 @@ async fn drive(engine: &Engine, rollout: &mut Rollout, screen: &Arc<Screen>) -> 
             std::process::exit(Exit::Held as i32);
         }
     });
+    screen.begin(rollout);
     let driven = engine.drive(rollout, &mut stop).await;
     interrupt.abort();
     screen.over();

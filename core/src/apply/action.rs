@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::apply::plan::{BackupMethod, BackupRef, Drain};
+use crate::apply::plan::{BackupMethod, BackupRef, Drain, NodeCopy};
 use crate::fact::Fact;
 use crate::ident::{ClusterUid, Digest, NodeName};
 use crate::inventory::{Cordon, Role};
@@ -60,6 +60,10 @@ pub enum Action {
     Uncordon {
         node: NodeName,
     },
+    /// Whether everything that served before still serves, with this node on its new version; before the next one.
+    Compare {
+        after: NodeName,
+    },
     /// Compare everything with the baseline; run the probes.
     Validate {
         hop: usize,
@@ -103,6 +107,67 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// The one node an action is about.
+    pub fn node(&self) -> Option<&NodeName> {
+        match self {
+            Self::Stage { node, .. }
+            | Self::Cordon { node }
+            | Self::Drain { node }
+            | Self::Swap { node, .. }
+            | Self::Prove { node, .. }
+            | Self::Uncordon { node }
+            | Self::Stop { node, .. }
+            | Self::Place { node, .. }
+            | Self::Reset { node, .. }
+            | Self::SetAside { node }
+            | Self::Start { node, .. }
+            | Self::Restart { node, .. } => Some(node),
+            Self::Check { .. }
+            | Self::Backup { .. }
+            | Self::Look { .. }
+            | Self::Compare { .. }
+            | Self::Validate { .. }
+            | Self::RestartControllers
+            | Self::RestoreCommand { .. } => None,
+        }
+    }
+
+    /// What is done, for people: `restart s2 with v1.36.4+k3s1`.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Check { hop } => format!("check the cluster before hop {}", hop + 1),
+            Self::Stage { node, version, .. } => format!("stage {version} on {node}"),
+            Self::Backup { method, .. } => match method {
+                BackupMethod::EtcdSnapshot { server } => format!("snapshot etcd on {server}"),
+                BackupMethod::SqliteOnline { server, .. } => format!("back up SQLite on {server}"),
+                BackupMethod::SqliteStopped { server } => format!("stop K3s on {server} and copy SQLite"),
+                BackupMethod::Command { .. } => "run the backup command".to_owned(),
+            },
+            Self::Look { before } => {
+                let names: Vec<&str> = before.iter().map(NodeName::as_str).collect();
+                format!("look again before {}", names.join(", "))
+            }
+            Self::Cordon { node } => format!("cordon {node}"),
+            Self::Drain { node } => format!("drain {node}"),
+            Self::Swap { node, swap } if swap.back => format!("put {node} back on {}", swap.to),
+            Self::Swap { node, swap } => format!("restart {node} with {}", swap.to),
+            Self::Prove { node, version, .. } => format!("prove {node} healthy on {version}"),
+            Self::Uncordon { node } => format!("uncordon {node}"),
+            Self::Compare { after } => format!("see whether everything serves after {after}"),
+            Self::Validate { .. } => "compare with the state before, run the probes".to_owned(),
+            Self::Stop { node, .. } => format!("stop K3s on {node} and prove it"),
+            Self::Place { node, swap } => format!("put {} on {node}", swap.to),
+            Self::Reset { node, .. } => format!("restore the datastore on {node}"),
+            Self::SetAside { node } => format!("set the old etcd data of {node} aside"),
+            Self::Start { node, .. } => format!("start K3s on {node}"),
+            Self::Restart { node, .. } => format!("restart K3s on {node}"),
+            Self::RestartControllers => "restart the controllers in the cluster".to_owned(),
+            Self::RestoreCommand { .. } => "run the restore command".to_owned(),
+        }
+    }
+}
+
 /// One replacement of a binary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Swap {
@@ -142,16 +207,48 @@ pub enum Outcome {
 #[serde(tag = "report", rename_all = "kebab-case")]
 pub enum Report {
     Plain,
-    Checked { findings: Vec<Finding>, baseline: Box<Baseline> },
-    Staged { bytes: u64, already_there: bool },
-    BackedUp { backup: BackupReceipt },
-    Looked { glance: Box<Glance> },
-    Cordoned { was: CordonWas },
-    Drained { evicted: Vec<String>, left: Vec<String> },
-    Swapped { kept: Option<String>, already: bool, cold_copy: Option<String> },
-    Proven { proof: Proof },
-    Validated { findings: Vec<Finding>, regressions: Vec<Regression> },
-    Reset { already: bool },
+    Checked {
+        findings: Vec<Finding>,
+        baseline: Box<Baseline>,
+    },
+    Staged {
+        bytes: u64,
+        already_there: bool,
+    },
+    BackedUp {
+        backup: BackupReceipt,
+    },
+    Looked {
+        glance: Box<Glance>,
+    },
+    Cordoned {
+        was: CordonWas,
+    },
+    Drained {
+        evicted: Vec<String>,
+        left: Vec<String>,
+    },
+    Swapped {
+        kept: Option<String>,
+        already: bool,
+        cold_copy: Option<NodeCopy>,
+    },
+    Proven {
+        proof: Proof,
+    },
+    Compared {
+        regressions: Vec<Regression>,
+    },
+    Validated {
+        findings: Vec<Finding>,
+        regressions: Vec<Regression>,
+    },
+    Reset {
+        already: bool,
+        /// Which copy was put back, and why not another, in words.
+        #[serde(default)]
+        from: Option<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -226,6 +323,7 @@ pub struct BackupReceipt {
 /// A second look at what can change between two steps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Glance {
+    /// When the asking began: what was answered first is as old as that.
     pub at: Timestamp,
     pub uid: Fact<ClusterUid>,
     pub nodes: BTreeMap<NodeName, NodeGlance>,
@@ -242,6 +340,12 @@ pub struct NodeGlance {
     pub ready: Fact<bool>,
     pub cordon: Cordon,
     pub machine_id: Fact<String>,
+    /// The boot that the host is in, and the one that the Node's kubelet reported last. Absent: the host could not be
+    /// reached, there is no Node, or an older Kadence looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_boot: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_boot: Option<String>,
     pub arguments: Fact<Digest>,
     pub binary: Fact<Digest>,
     /// `None`: no embedded etcd here.

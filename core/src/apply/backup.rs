@@ -99,21 +99,29 @@ pub fn verify_etcd_snapshot<R: Read + Seek>(
     }
 }
 
-/// Judges a copy of a SQLite database by what SQLite said of it: the answer of `PRAGMA integrity_check`, and the
-/// highest id in `kine`, which is the revision it reaches.
+/// What SQLite says of a copy of K3s's database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SqliteFacts {
+    /// The answer of `PRAGMA integrity_check`.
+    pub integrity: String,
+    /// The highest id in `kine`: the revision it reaches.
+    pub revision: u64,
+}
+
+/// Judges a copy of a SQLite database by what SQLite said of it; gives the revision it reaches.
 ///
 /// # Errors
 /// The check did not say `ok`, or the copy is older than what was seen before.
-pub fn judge_sqlite(integrity: &str, max_id: u64, at_least: u64) -> Result<(), SnapshotError> {
-    if integrity.trim() != "ok" {
-        let said = integrity.trim();
+pub fn judge_sqlite(facts: &SqliteFacts, at_least: Option<u64>) -> Result<u64, SnapshotError> {
+    let said = facts.integrity.trim();
+    if said != "ok" {
         let said = if said.is_empty() { "nothing" } else { said };
         return Err(SnapshotError::Integrity(said.chars().take(200).collect()));
     }
-    if max_id < at_least {
-        return Err(SnapshotError::TooOld { reaches: max_id, at_least });
+    match at_least {
+        Some(at_least) if facts.revision < at_least => Err(SnapshotError::TooOld { reaches: facts.revision, at_least }),
+        _ => Ok(facts.revision),
     }
-    Ok(())
 }
 
 fn check_sum(bytes: &mut (impl Read + Seek), length: u64) -> Result<(), SnapshotError> {
@@ -465,10 +473,14 @@ mod tests {
 
     #[test]
     fn sqlite_is_judged_by_what_it_said() {
-        assert!(judge_sqlite("ok\n", 812, 812).is_ok());
-        assert!(matches!(judge_sqlite("ok", 811, 812), Err(SnapshotError::TooOld { .. })));
+        let judge = |said: &str, revision, at_least| {
+            judge_sqlite(&SqliteFacts { integrity: said.to_owned(), revision }, at_least)
+        };
+        assert_eq!(judge("ok\n", 812, Some(812)).ok(), Some(812));
+        assert_eq!(judge("ok", 811, None).ok(), Some(811));
+        assert!(matches!(judge("ok", 811, Some(812)), Err(SnapshotError::TooOld { .. })));
         for bad in ["", "database disk image is malformed", "*** in database main ***"] {
-            assert!(matches!(judge_sqlite(bad, 900, 812), Err(SnapshotError::Integrity(_))), "{bad}");
+            assert!(matches!(judge(bad, 900, Some(812)), Err(SnapshotError::Integrity(_))), "{bad}");
         }
     }
 

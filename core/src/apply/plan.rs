@@ -11,6 +11,7 @@ use std::fmt;
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::fact::Fact;
 use crate::ident::{ClusterName, ClusterUid, Digest, NodeName, RolloutId};
 use crate::inventory::{Arch, Role};
 use crate::version::Version;
@@ -148,10 +149,45 @@ pub struct BackupRef {
     pub name: String,
     pub taken: Timestamp,
     pub version: Version,
+    /// Of the datastore's file in the vault, before it was encrypted.
     pub digest: Digest,
     pub method: BackupMethod,
-    /// Where the snapshot still lies on its node, if it does.
-    pub on_node: Option<String>,
+    /// What still lies on the method's server, if anything does. It is used only if it is what it was.
+    pub on_node: Option<Box<NodeCopy>>,
+}
+
+/// A copy of the datastore on a node: a file, or a folder with SQLite's files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredNodeCopy")]
+pub struct NodeCopy {
+    pub path: String,
+    /// Of a folder that of the list of its files. `None`: nobody recorded it, so the copy is not used.
+    pub digest: Option<Digest>,
+    /// The revision that was found in it when it was read whole. Unknown: it was not read, or not whole.
+    pub reaches: Fact<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum StoredNodeCopy {
+    /// As the first logs have it.
+    Path(String),
+    Copy {
+        path: String,
+        digest: Option<Digest>,
+        reaches: Fact<u64>,
+    },
+}
+
+impl From<StoredNodeCopy> for NodeCopy {
+    fn from(stored: StoredNodeCopy) -> Self {
+        match stored {
+            StoredNodeCopy::Path(path) => {
+                Self { path, digest: None, reaches: Fact::unknown("nobody recorded what is in it") }
+            }
+            StoredNodeCopy::Copy { path, digest, reaches } => Self { path, digest, reaches },
+        }
+    }
 }
 
 /// Downtime that a person consents to.
@@ -164,6 +200,23 @@ pub enum DeclaredOutage {
     TwoMembers,
     /// Every K3s of the cluster is stopped.
     Restore,
+}
+
+impl BackupMethod {
+    /// Whether K3s is stopped for it: an outage of its own.
+    pub fn stops_k3s(&self) -> bool {
+        matches!(self, Self::SqliteStopped { .. })
+    }
+
+    /// The server on which the datastore is copied. `None`: an external one is copied by a command, from here.
+    pub fn server(&self) -> Option<&NodeName> {
+        match self {
+            Self::EtcdSnapshot { server } | Self::SqliteOnline { server, .. } | Self::SqliteStopped { server } => {
+                Some(server)
+            }
+            Self::Command { .. } => None,
+        }
+    }
 }
 
 impl DeclaredOutage {

@@ -158,16 +158,22 @@ pub fn plan(question: &Question<'_>, ladder: &[Version], scope: &Scope, kadence:
 ///
 /// # Errors
 /// A fact that belongs to it is unknown.
-pub fn preconditions(inventory: &Inventory, cluster: &Cluster) -> Result<Preconditions, NoPlan> {
-    Ok(World::read(inventory, &BTreeSet::new())?.preconditions(cluster))
+///
+/// `but` are agents that are left out: nothing has to be known of them.
+pub fn preconditions(
+    inventory: &Inventory,
+    cluster: &Cluster,
+    but: &BTreeSet<NodeName>,
+) -> Result<Preconditions, NoPlan> {
+    Ok(World::read(inventory, but)?.preconditions(cluster))
 }
 
 /// How this cluster's datastore is backed up.
 ///
 /// # Errors
 /// It is unknown, or external and no command is configured.
-pub fn backup(inventory: &Inventory, cluster: &Cluster) -> Result<BackupMethod, NoPlan> {
-    World::read(inventory, &BTreeSet::new())?.backup(cluster)
+pub fn backup(inventory: &Inventory, cluster: &Cluster, but: &BTreeSet<NodeName>) -> Result<BackupMethod, NoPlan> {
+    World::read(inventory, but)?.backup(cluster)
 }
 
 /// Where each node is reached.
@@ -193,6 +199,8 @@ struct Seat {
     arguments: Digest,
     binary: Digest,
     etcd: bool,
+    /// Whether it is told to join another server (`server:`, K3S_URL).
+    joins: bool,
     sqlite3: bool,
     python3: bool,
 }
@@ -245,12 +253,18 @@ impl World {
             .enumerate()
             .map(|(i, node)| {
                 let (from, previous) = at[*node].clone();
-                let left = count - 1 - i;
+                // Who still runs the old minor holds the data down to it; who runs a newer one already does not.
+                let later = &servers[i + 1..];
+                let etcd = |v: &Version| {
+                    knowledge.components(v).and_then(|c| c.get(Component::Etcd)).map(|c| (c.major, c.minor))
+                };
                 let position = undo::Position {
-                    servers_after_me_still_on_from: left,
-                    etcd_members_after_me_still_on_from: servers[i + 1..]
+                    servers_after_me_still_on_from: later.iter().filter(|n| at[**n].0.minor() == from.minor()).count(),
+                    etcd_members_after_me_still_on_from: later
                         .iter()
-                        .filter(|n| self.nodes[**n].etcd)
+                        .filter(|n| {
+                            self.nodes[**n].etcd && etcd(&at[**n].0).is_some() && etcd(&at[**n].0) == etcd(&from)
+                        })
                         .count(),
                 };
                 let (undo, undo_because) = undo::class(&from, to, Role::Server, self.datastore, position, knowledge);
@@ -330,10 +344,13 @@ impl World {
         let servers: Vec<_> = self.of(Role::Server).collect();
         match self.datastore {
             DatastoreKind::EmbeddedEtcd => {
-                // A restore begins on the server whose snapshot it is; the leader has the least to copy and no lag.
-                let server = self
-                    .leader
-                    .clone()
+                // A restore begins on a server that joins no other one, so the snapshot is best made there; else the
+                // leader has no lag.
+                let server = servers
+                    .iter()
+                    .find(|(_, s)| s.etcd && !s.joins)
+                    .map(|(n, _)| (*n).clone())
+                    .or_else(|| self.leader.clone())
                     .or_else(|| servers.iter().find(|(_, s)| s.etcd).map(|(n, _)| (*n).clone()))
                     .ok_or_else(|| NoPlan::Unknown {
                         what: "a server that runs etcd".into(),
@@ -363,7 +380,8 @@ impl World {
 
     fn outage(&self, hops: &[Hop]) -> Option<DeclaredOutage> {
         let touches_servers = hops.iter().flat_map(|h| &h.steps).any(|s| s.role == Role::Server);
-        if !touches_servers {
+        // Even where only agents are updated: the backup may stop the server.
+        if !touches_servers && !hops.iter().any(|h| h.backup.stops_k3s()) {
             return None;
         }
         let servers = self.of(Role::Server).count();
@@ -448,6 +466,7 @@ fn seat(node: &Node) -> Result<Seat, NoPlan> {
         arguments: digest,
         binary: install.digest,
         etcd: node.etcd.is(&EtcdRole::Voter),
+        joins: arguments.entries.iter().any(|a| a.key == "server"),
         sqlite3: host.tools.sqlite3,
         python3: host.tools.python3,
     })

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::apply::action::{Glance, NodeGlance};
-use crate::apply::plan::{DatastoreKind, Decision, DeclaredOutage, Purpose, Step};
+use crate::apply::action::{EtcdGlance, Glance, NodeGlance};
+use crate::apply::plan::{DatastoreKind, Decision, DeclaredOutage, Preconditions, Purpose, Step};
 use crate::event::HoldCause;
 use crate::fact::Fact;
 use crate::ident::{NodeName, RolloutId};
@@ -57,12 +57,67 @@ fn judge_step(
         glance.nodes.get(&step.node).ok_or_else(|| changed(format!("{} is not in the cluster any more", step.node)))?;
     let done = same_node(decision, step, now)?;
     foreign_cordon(step, now, rollout)?;
+    nobody_else(decision, glance, rollout)?;
     every_other_node_healthy(decision, step, glance, ours)?;
     versions_in_order(step, glance)?;
     if step.role == Role::Server {
         may_stop(decision, step, glance)?;
     }
     Ok(if done { Verdict::Done } else { Verdict::AsPlanned })
+}
+
+/// What is not any more as the plan has it, in words; `None` if all is. So a stale plan is refused before anything is
+/// touched, not at its first step.
+pub fn changed_since(plan: &Preconditions, now: &Preconditions) -> Option<String> {
+    if now.cluster_uid != plan.cluster_uid {
+        return Some(format!("this is cluster {}, the plan is for {}", now.cluster_uid, plan.cluster_uid));
+    }
+    if now.datastore != plan.datastore {
+        return Some("the datastore is another one".to_owned());
+    }
+    if now.etcd_members != plan.etcd_members {
+        return Some(format!(
+            "the etcd members are {} now, {} in the plan",
+            list(&now.etcd_members),
+            list(&plan.etcd_members)
+        ));
+    }
+    if let Some(new) = now.nodes.keys().find(|name| !plan.nodes.contains_key(*name)) {
+        return Some(format!("{new} has joined since"));
+    }
+    plan.nodes.iter().find_map(|(name, was)| {
+        let Some(is) = now.nodes.get(name) else { return Some(format!("{name} is not there any more")) };
+        let what = if is.version != was.version {
+            format!("runs {} now, {} in the plan", is.version, was.version)
+        } else if is.binary != was.binary {
+            "has another binary than in the plan".to_owned()
+        } else if is.arguments != was.arguments {
+            "has another configuration of K3s than when the plan was made".to_owned()
+        } else if is.uid != was.uid || is.machine_id != was.machine_id || is.arch != was.arch {
+            "is another machine, or another Node object, than in the plan".to_owned()
+        } else if is.role != was.role {
+            format!("is {} now, {} in the plan", is.role, was.role)
+        } else {
+            return None;
+        };
+        Some(format!("{name} {what}"))
+    })
+}
+
+/// May the previous binary of a node that failed come back now? Its restart must not take away what nobody else gives:
+/// the node may be a healthy voter although its proof failed, and another server may have gone down meanwhile.
+///
+/// # Errors
+/// Why not. A node that neither votes nor serves takes nothing away.
+pub fn may_put_back(decision: &Decision, step: &Step, glance: &Glance) -> Result<(), No> {
+    if step.role == Role::Agent {
+        return Ok(());
+    }
+    let now =
+        glance.nodes.get(&step.node).ok_or_else(|| changed(format!("{} is not in the cluster any more", step.node)))?;
+    let votes = !matches!(&now.etcd, None | Some(Fact::Known(EtcdGlance { healthy: false, .. })));
+    let serves = !matches!(&now.apiserver, None | Some(Fact::Known(false)));
+    if votes || serves { may_stop(decision, step, glance) } else { Ok(()) }
 }
 
 fn same_cluster(decision: &Decision, glance: &Glance) -> Result<(), No> {
@@ -111,6 +166,7 @@ fn same_node(decision: &Decision, step: &Step, now: &NodeGlance) -> Result<bool,
     if *machine != plan.machine_id {
         return Err(changed(format!("SSH to {node} reaches another machine than the one that was planned for")));
     }
+    same_boot(node, now)?;
     let arguments = known(&now.arguments, &format!("the arguments of {node}"))?;
     if *arguments != plan.arguments {
         return Err(changed(format!("the configuration of K3s on {node} was changed since the plan was made")));
@@ -129,6 +185,37 @@ fn same_node(decision: &Decision, step: &Step, now: &NodeGlance) -> Result<bool,
         )));
     }
     Ok(false)
+}
+
+/// A mark of another rollout on whatever node says that another Kadence is at work, or left in the middle of it.
+fn nobody_else(decision: &Decision, glance: &Glance, rollout: &RolloutId) -> Result<(), No> {
+    let others = glance.nodes.iter().filter(|(name, _)| !decision.excluded.contains(*name));
+    for (name, node) in others {
+        if let Cordon::Ours { mark } = &node.cordon
+            && RolloutId::new(mark.rollout.as_str()).family() != rollout.family()
+        {
+            return Err(changed(format!("{name} carries the mark of another rollout ({})", mark.rollout)));
+        }
+    }
+    Ok(())
+}
+
+/// Machines that were cloned share their id, and never a boot. A Node that is not Ready may speak of the boot before:
+/// its kubelet has not reported since.
+fn same_boot(node: &NodeName, now: &NodeGlance) -> Result<(), No> {
+    let Some(reported) = &now.node_boot else { return Ok(()) };
+    if !now.ready.is(&true) || now.host_boot.as_ref() == Some(reported) {
+        return Ok(());
+    }
+    Err(No {
+        cause: HoldCause::Unknown,
+        what: format!(
+            "the host that SSH to {node} reaches is in boot {}, {node}'s kubelet reported boot {reported}: it is another \
+             machine, or its kubelet has not reported since it booted",
+            now.host_boot.as_deref().unwrap_or("(not told)")
+        ),
+        next: format!("see that the address of {node} is right (kadence.yaml, nodes), then resume"),
+    })
 }
 
 fn foreign_cordon(step: &Step, now: &NodeGlance, rollout: &RolloutId) -> Result<(), No> {
@@ -155,7 +242,7 @@ fn every_other_node_healthy(
     ours: &BTreeSet<NodeName>,
 ) -> Result<(), No> {
     for (name, node) in &glance.nodes {
-        if ours.contains(name) || decision.excluded.contains(name) {
+        if ours.contains(name) || decision.excluded.contains(name) || still_to_take_back(decision, step, name) {
             continue;
         }
         if !*known(&node.ready, &format!("whether {name} is Ready"))? {
@@ -179,6 +266,13 @@ fn every_other_node_healthy(
         }
     }
     Ok(())
+}
+
+/// A way back is there for nodes that are not well: those it has not come to yet are no reason to stop. Whether this
+/// one may be stopped is judged all the same.
+fn still_to_take_back(decision: &Decision, step: &Step, node: &NodeName) -> bool {
+    matches!(decision.purpose, Purpose::Rollback { .. })
+        && decision.hops.iter().flat_map(|h| &h.steps).any(|s| s.node == *node && s.wave > step.wave)
 }
 
 /// Up: servers before agents. Down: agents before servers. So no agent ever runs newer than any server

@@ -9,6 +9,29 @@ use crate::apply::plan::{BackupMethod, Drain, Plan, Purpose, Step};
 use crate::ident::NodeName;
 use crate::inventory::Role;
 
+/// What starts everything again that a restore has stopped before it replaced anything.
+pub fn give_up(plan: &Plan, off: &[NodeName]) -> Vec<Vec<Action>> {
+    let manner = &plan.decision.manner;
+    let mut groups = Vec::new();
+    for role in [Role::Server, Role::Agent] {
+        let of =
+            || plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| s.role == role && !off.contains(&s.node));
+        groups.push(of().map(|s| Action::Start { node: s.node.clone(), role }).collect());
+        groups.push(
+            of().map(|s| Action::Prove {
+                node: s.node.clone(),
+                role,
+                version: s.from.clone(),
+                settle: manner.settle,
+                within: manner.ready_within,
+            })
+            .collect::<Vec<_>>(),
+        );
+    }
+    groups.retain(|g| !g.is_empty());
+    groups
+}
+
 /// The actions in groups: a group begins when the one before is done, the actions of one may run together. Empty if
 /// the plan is no restore.
 ///
@@ -18,12 +41,8 @@ pub fn sequence(plan: &Plan, off: &[NodeName]) -> Vec<Vec<Action>> {
     let steps: Vec<&Step> =
         plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| !off.contains(&s.node)).collect();
     let of = |role: Role| steps.iter().copied().filter(move |s| s.role == role);
-    let first = match &backup.method {
-        BackupMethod::EtcdSnapshot { server }
-        | BackupMethod::SqliteOnline { server, .. }
-        | BackupMethod::SqliteStopped { server } => Some(server),
-        BackupMethod::Command { .. } => None,
-    };
+    // The plan has the servers in the order in which they come back.
+    let first = of(Role::Server).next().map(|s| &s.node);
     let manner = &plan.decision.manner;
     let stop = |s: &Step| Action::Stop { node: s.node.clone(), role: s.role };
     let start = |s: &Step| Action::Start { node: s.node.clone(), role: s.role };

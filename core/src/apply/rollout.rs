@@ -19,8 +19,11 @@ use jiff::{SignedDuration, Timestamp};
 use crate::apply::action::{
     Action, BackupReceipt, CordonWas, Failure, FailureKind, Glance, Outcome, Proof, Report, Swap,
 };
-use crate::apply::plan::{BackupMethod, DatastoreKind, Drain, Hop, Plan, PlanHash, Purpose, Step, UndoClass};
+use crate::apply::plan::{
+    DatastoreKind, DeclaredOutage, Drain, Hop, NodeCopy, Plan, PlanHash, Purpose, Step, UndoClass,
+};
 use crate::apply::precondition::{self, No, Verdict};
+use crate::apply::restore;
 use crate::event::{Consent, Ending, Event, Hold, HoldCause, OutageMeasured, Recorded, Request};
 use crate::ident::{ActionId, ClusterUid, Digest, NodeName, RolloutId};
 use crate::inventory::Role;
@@ -28,9 +31,9 @@ use crate::validate::baseline::{Baseline, Regression};
 use crate::validate::finding::{Finding, Verdict as Judged};
 use crate::version::Version;
 
-/// How old a look may be for a node to be stopped on the strength of it. What goes down by itself in between is not
-/// seen: short, yet longer than a cordon takes.
-pub const LOOK_HOLDS: SignedDuration = SignedDuration::from_secs(3);
+/// How old a look may be, from its beginning, for a node to be stopped on the strength of it. What goes down by itself
+/// in between is not seen: short, yet longer than slow hosts need to answer and a cordon takes.
+pub const LOOK_HOLDS: SignedDuration = SignedDuration::from_secs(5);
 
 /// A rollout, rollback or restore as its events tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,14 +48,18 @@ pub struct Rollout {
     pub number: u64,
     pub at: Timestamp,
     pub turn: u64,
+    /// Who holds that turn: the random id of its taking.
+    pub holder: String,
     pub hop: usize,
     pub phase: Phase,
     /// The nodes of the present hop.
     pub nodes: BTreeMap<NodeName, NodeProgress>,
     /// The version each node of the plan was last brought to by this rollout.
     pub versions: BTreeMap<NodeName, Version>,
+    /// The version that each node was last told to have. Whether it was heard, only the node knows.
+    pub sent: BTreeMap<NodeName, Version>,
     /// Cold copies of SQLite's files, by server: made at the stop, before the new version's first start.
-    pub cold_copies: BTreeMap<NodeName, String>,
+    pub cold_copies: BTreeMap<NodeName, NodeCopy>,
     pub baseline: Option<Baseline>,
     /// One a hop.
     pub backups: Vec<BackupReceipt>,
@@ -63,9 +70,17 @@ pub struct Rollout {
     pub asked: Option<Request>,
     pub hold: Option<Hold>,
     pub ended: Option<(Ending, Option<OutageMeasured>)>,
+    /// Measured so far; `None` if nobody did.
+    pub outage: Option<OutageMeasured>,
     actions: u32,
     open: BTreeMap<ActionId, Open>,
     restore: Vec<Vec<(Action, bool)>>,
+    /// The restore was given up before anything was replaced: what was stopped is started again.
+    given_up: bool,
+    /// The node after which it has not been seen yet that everything still serves.
+    to_compare: Option<NodeName>,
+    /// K3s was stopped for a backup: from then on a service was touched.
+    stopped_for_copy: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +118,7 @@ pub struct NodeProgress {
     /// The rollout stood still while this node was in hand and not yet changed: whether it still is as planned is looked
     /// at before anything goes on with it.
     pub look_again: bool,
-    /// When the look ended that allows what comes next.
+    /// When the look began that allows what comes next.
     pub looked: Option<Timestamp>,
 }
 
@@ -205,10 +220,12 @@ impl Rollout {
             number: 1,
             at: first.at,
             turn: 0,
+            holder: String::new(),
             hop: 0,
             phase: Phase::Checking,
             nodes: BTreeMap::new(),
             versions: BTreeMap::new(),
+            sent: BTreeMap::new(),
             cold_copies: BTreeMap::new(),
             baseline: None,
             backups: Vec::new(),
@@ -218,19 +235,27 @@ impl Rollout {
             asked: None,
             hold: None,
             ended: None,
+            outage: None,
             actions: 0,
             open: BTreeMap::new(),
             restore: Vec::new(),
+            given_up: false,
+            to_compare: None,
+            stopped_for_copy: false,
         };
         rollout.begin_hop(0);
         if let Purpose::Restore { .. } = rollout.plan.decision.purpose {
-            rollout.restore = crate::apply::restore::sequence(&rollout.plan, &rollout.consent.powered_off)
-                .into_iter()
-                .map(|group| group.into_iter().map(|action| (action, false)).collect())
-                .collect();
+            rollout.restore = undone(restore::sequence(&rollout.plan, &rollout.consent.powered_off));
             rollout.phase = Phase::Restoring;
         }
         Ok(rollout)
+    }
+
+    fn measured(&mut self, outage: Option<OutageMeasured>) {
+        self.outage = match (self.outage, outage) {
+            (Some(so_far), Some(now)) => Some(so_far.and(now)),
+            (so_far, now) => so_far.or(now),
+        };
     }
 
     fn begin_hop(&mut self, hop: usize) {
@@ -308,8 +333,9 @@ impl Rollout {
         self.at = recorded.at;
         match &recorded.event {
             Event::Started { .. } => {}
-            Event::TurnTaken { turn } => {
+            Event::TurnTaken { turn, holder } => {
                 self.turn = *turn;
+                self.holder.clone_from(holder);
                 self.stood_still();
             }
             Event::Intent { id, action } => {
@@ -317,14 +343,31 @@ impl Rollout {
                 self.open.insert(id.clone(), Open { action: action.clone(), unknown: None });
                 self.began(action, recorded.at);
             }
-            Event::Outcome { id, outcome } => self.outcome(id, outcome, recorded.at),
+            Event::Outcome { id, outcome, outage } => {
+                self.measured(*outage);
+                self.outcome(id, outcome, recorded.at);
+            }
             Event::Asked { request } => {
                 // Abort is stronger than pause, whichever came first.
                 if self.asked != Some(Request::Abort) {
                     self.asked = Some(*request);
                 }
+                if *request == Request::Abort && self.phase == Phase::Restoring {
+                    self.give_up_restore();
+                }
             }
-            Event::Held { hold } => self.hold = Some(hold.clone()),
+            Event::DeclaredOff { nodes } => {
+                self.consent.powered_off.extend(nodes.iter().cloned());
+                let of_them = |action: &Action| action.node().is_some_and(|n| nodes.contains(n));
+                self.open.retain(|_, open| !of_them(&open.action));
+                for (action, done) in self.restore.iter_mut().flatten() {
+                    *done |= of_them(action);
+                }
+            }
+            Event::Held { hold, outage } => {
+                self.measured(*outage);
+                self.hold = Some(hold.clone());
+            }
             Event::Resumed => {
                 self.hold = None;
                 // A restore cannot be aborted, so whoever resumes one wants it to go on.
@@ -343,7 +386,8 @@ impl Rollout {
                 }
             }
             Event::Ended { ending, outage } => {
-                self.ended = Some((ending.clone(), *outage));
+                self.measured(*outage);
+                self.ended = Some((ending.clone(), self.outage));
                 self.phase = Phase::Over;
             }
         }
@@ -352,9 +396,19 @@ impl Rollout {
 
     /// Nobody watched for a while: what is in hand and not changed yet has to be looked at again.
     fn stood_still(&mut self) {
+        let others = self.has_other_servers();
         for progress in self.nodes.values_mut() {
-            progress.look_again |= matches!(progress.at, At::Cordoning | At::Draining | At::Swapping);
+            progress.look_again |= match progress.at {
+                At::Cordoning | At::Draining | At::Swapping => true,
+                At::PuttingBack => others,
+                _ => false,
+            };
         }
+    }
+
+    /// With one server nobody else can have gone down meanwhile, and nobody else could be asked.
+    fn has_other_servers(&self) -> bool {
+        self.plan.decision.outage != Some(DeclaredOutage::SingleServer)
     }
 
     fn began(&mut self, action: &Action, at: Timestamp) {
@@ -368,6 +422,9 @@ impl Rollout {
                 p.at = At::Cordoning;
                 p.began = p.began.or(Some(at));
             }),
+            Action::Swap { node, swap } | Action::Place { node, swap } => {
+                self.sent.insert(node.clone(), swap.to.clone());
+            }
             _ => {}
         }
     }
@@ -406,7 +463,8 @@ impl Rollout {
                 self.with(node, |p| p.staged = true);
                 self.prepared();
             }
-            (Action::Backup { .. }, Outcome::Done { report: Report::BackedUp { backup }, .. }) => {
+            (Action::Backup { method, .. }, Outcome::Done { report: Report::BackedUp { backup }, .. }) => {
+                self.stopped_for_copy |= method.stops_k3s();
                 self.backups.push(backup.clone());
                 self.prepared();
             }
@@ -452,6 +510,9 @@ impl Rollout {
                 });
             }
             (Action::Uncordon { node }, Outcome::Done { .. }) => self.uncordoned(node, at),
+            (Action::Compare { after }, Outcome::Done { report: Report::Compared { regressions }, .. }) => {
+                self.compared(after, regressions);
+            }
             (Action::Validate { .. }, Outcome::Done { report: Report::Validated { findings, regressions }, .. }) => {
                 self.findings.clone_from(findings);
                 self.regressions.clone_from(regressions);
@@ -476,8 +537,23 @@ impl Rollout {
         let ours = self.in_hand();
         for node in before {
             let Some(step) = self.step(node) else { continue };
-            let verdict = precondition::judge(&self.plan.decision, step, glance, &ours, &self.id);
-            self.with(node, |p| p.looked = Some(at));
+            if self.nodes.get(node).is_some_and(|p| p.at == At::PuttingBack) {
+                let may = precondition::may_put_back(&self.plan.decision, step, glance);
+                self.with(node, |p| {
+                    p.look_again = may.is_err();
+                    p.looked = Some(glance.at);
+                });
+                if let Err(no) = may {
+                    self.stop_for(no);
+                }
+                continue;
+            }
+            let verdict = match precondition::judge(&self.plan.decision, step, glance, &ours, &self.id) {
+                // One host that answers slowly makes what all others said too old to stop a node on.
+                Verdict::AsPlanned if stale(Some(glance.at), at) => Verdict::No(too_slow(node, glance, at)),
+                verdict => verdict,
+            };
+            self.with(node, |p| p.looked = Some(glance.at));
             match verdict {
                 // It goes on where it was: its open action is performed again under the same id.
                 Verdict::AsPlanned | Verdict::Done if self.nodes.get(node).is_some_and(|p| p.look_again) => {
@@ -538,6 +614,9 @@ impl Rollout {
         if self.phase != Phase::Rolling {
             return;
         }
+        if self.nodes.get(node).is_some_and(|p| p.at == At::Done) {
+            self.to_compare = Some(node.clone());
+        }
         if self.trouble.is_none() && self.nodes.values().all(|p| p.at == At::Done) {
             self.phase = Phase::Validating;
         }
@@ -546,6 +625,28 @@ impl Rollout {
         if self.trouble.is_some() && untouched && self.hop == 0 {
             self.phase = Phase::ValidatingBack;
         }
+    }
+
+    fn compared(&mut self, after: &NodeName, regressions: &[Regression]) {
+        self.regressions = regressions.to_vec();
+        match self.worse() {
+            None => self.to_compare = None,
+            Some(worse) => self.stop_for(No {
+                cause: HoldCause::ClusterNotHealthy,
+                what: format!("since {after} was updated: {worse}"),
+                next: "bring back what is named, then resume; or take the update back (kadence rollback)".to_owned(),
+            }),
+        }
+    }
+
+    /// As long as nothing was replaced, a restore can be given up: what was stopped is started again.
+    fn give_up_restore(&mut self) {
+        if self.given_up || !self.sent.is_empty() {
+            return;
+        }
+        self.given_up = true;
+        self.open.clear();
+        self.restore = undone(restore::give_up(&self.plan, &self.consent.powered_off));
     }
 
     fn validated(&mut self) {
@@ -613,9 +714,11 @@ impl Rollout {
                 if self.trouble.is_none() || going_back {
                     self.trouble = Some(trouble(Some(node), next));
                 }
+                let asks = self.has_other_servers();
                 self.with(node, |p| {
                     p.failure = Some(failure.clone());
                     p.ended = Some(at);
+                    p.look_again = undo && asks;
                     p.at = match (undo, unchanged) {
                         (true, _) => At::PuttingBack,
                         (false, true) => At::ProvingBack,
@@ -628,6 +731,11 @@ impl Rollout {
                     .get_or_insert_with(|| trouble(Some(node), format!("kubectl uncordon {node}, if it is well")));
                 self.with(node, |p| p.at = At::Stuck);
             }
+            Action::Compare { .. } => self.stop_for(No {
+                cause: HoldCause::Unknown,
+                what: failure.what.clone(),
+                next: "look at what happened, then resume".to_owned(),
+            }),
             Action::Validate { .. } => {
                 self.trouble
                     .get_or_insert_with(|| trouble(None, "look at what is named, then kadence validate".to_owned()));
@@ -644,6 +752,9 @@ impl Rollout {
                     .get_or_insert_with(|| trouble(Some(node), "repair what is named, then apply again".to_owned()));
             }
             Action::Check { .. } | Action::Backup { .. } => {
+                // What was not allowed was not begun.
+                let begun = failure.kind != FailureKind::Blocked;
+                self.stopped_for_copy |= begun && matches!(action, Action::Backup { method, .. } if method.stops_k3s());
                 self.trouble.get_or_insert_with(|| trouble(None, "repair what is named, then apply again".to_owned()));
             }
             // These belong to a restore, which has its own way.
@@ -732,7 +843,7 @@ impl Rollout {
             }),
             Some(Request::Abort) if self.phase == Phase::Restoring => Wanted::Hold(Hold {
                 cause: HoldCause::Paused,
-                what: "a restore that is half done cannot be aborted: it stands still".to_owned(),
+                what: "a restore that has replaced something cannot be aborted: it stands still".to_owned(),
                 next: format!("kadence resume {}", self.plan.decision.cluster),
             }),
             // Abort ends in `ending`; nothing else is left to want.
@@ -787,7 +898,7 @@ impl Rollout {
             Phase::ValidatingBack if !busy(&|a| matches!(a, Action::Validate { .. })) && !unknown => {
                 vec![Action::Validate { hop: self.hop }]
             }
-            Phase::Restoring if self.hold.is_none() && self.asked.is_none() && !unknown => {
+            Phase::Restoring if self.hold.is_none() && (self.asked.is_none() || self.given_up) && !unknown => {
                 let Some(group) = self.restore.iter().find(|g| g.iter().any(|(_, done)| !done)) else {
                     return Vec::new();
                 };
@@ -802,11 +913,16 @@ impl Rollout {
     }
 
     fn rolling(&self, hop: &Hop, unknown: bool) -> Vec<Action> {
+        let busy = |action: &Action| self.open.values().any(|o| o.action == *action);
+        // A node that failed is put back even while the rollout is held for something else.
+        let may_look = |p: &NodeProgress| self.hold.is_none() || (p.at == At::PuttingBack && p.looked < p.ended);
         let again: Vec<NodeName> =
-            self.nodes.iter().filter(|(_, p)| p.look_again).map(|(name, _)| name.clone()).collect();
-        let asked = self.open.values().any(|o| matches!(&o.action, Action::Look { before } if *before == again));
-        if !again.is_empty() && self.hold.is_none() && !asked {
-            return vec![Action::Look { before: again }];
+            self.nodes.iter().filter(|(_, p)| p.look_again && may_look(p)).map(|(name, _)| name.clone()).collect();
+        if !again.is_empty() {
+            let look = Action::Look { before: again };
+            if !busy(&look) {
+                return vec![look];
+            }
         }
         let mut actions: Vec<Action> =
             hop.steps.iter().filter_map(|s| self.next_of(s)).filter(|a| !self.waits_for_look(a)).collect();
@@ -816,7 +932,13 @@ impl Rollout {
         let put_off = self.nodes.values().any(|p| p.at == At::Looking) && !looking;
         if actions.is_empty() && !in_hand && !looking && !put_off && self.may_begin(unknown) {
             let next = hop.steps.iter().find(|s| self.nodes[&s.node].at == At::Waiting);
-            if let Some(next) = next {
+            // What served before still has to, before the next node is touched.
+            if let Some(after) = &self.to_compare {
+                let compare = Action::Compare { after: after.clone() };
+                if !busy(&compare) {
+                    actions.push(compare);
+                }
+            } else if let Some(next) = next {
                 let before = hop
                     .steps
                     .iter()
@@ -881,7 +1003,7 @@ impl Rollout {
     // -------------------------------------------------------------------------------------------------- endings
 
     fn ending(&self) -> Option<Ending> {
-        let touched = !self.versions.is_empty();
+        let touched = !self.versions.is_empty() || self.stopped_for_copy;
         // A node in hand that cannot go on is a reason to hold, never to end: its cordon would be forgotten.
         if self.phase == Phase::Rolling && self.nodes.values().any(|p| p.at.in_hand()) {
             return None;
@@ -909,6 +1031,9 @@ impl Rollout {
     }
 
     fn over(&self) -> Ending {
+        if self.given_up {
+            return self.aborted();
+        }
         if let Some(trouble) = &self.trouble {
             let back =
                 self.nodes.values().all(|p| matches!(p.at, At::Back | At::Waiting | At::Looking)) && self.hop == 0;
@@ -965,9 +1090,22 @@ impl Rollout {
     }
 }
 
+fn undone(groups: Vec<Vec<Action>>) -> Vec<Vec<(Action, bool)>> {
+    groups.into_iter().map(|group| group.into_iter().map(|action| (action, false)).collect()).collect()
+}
+
 /// Whether too much may have happened since a node was looked at to stop it on the strength of that look.
 fn stale(looked: Option<Timestamp>, now: Timestamp) -> bool {
     looked.is_none_or(|at| now.duration_since(at) > LOOK_HOLDS)
+}
+
+fn too_slow(node: &NodeName, glance: &Glance, at: Timestamp) -> No {
+    let took = at.duration_since(glance.at).round(jiff::Unit::Second).unwrap_or_else(|_| at.duration_since(glance.at));
+    No {
+        cause: HoldCause::Unknown,
+        what: format!("the look before {node} took {took:#}: what it says of the others is too old to stop {node} on"),
+        next: "find out which host answers slowly (kadence inspect), then resume".to_owned(),
+    }
 }
 
 impl Trouble {
@@ -982,65 +1120,6 @@ impl Trouble {
             why: self.because.clone(),
             remedy: self.next.clone(),
             waived: None,
-        }
-    }
-}
-
-impl Action {
-    /// The one node an action is about.
-    pub fn node(&self) -> Option<&NodeName> {
-        match self {
-            Self::Stage { node, .. }
-            | Self::Cordon { node }
-            | Self::Drain { node }
-            | Self::Swap { node, .. }
-            | Self::Prove { node, .. }
-            | Self::Uncordon { node }
-            | Self::Stop { node, .. }
-            | Self::Place { node, .. }
-            | Self::Reset { node, .. }
-            | Self::SetAside { node }
-            | Self::Start { node, .. }
-            | Self::Restart { node, .. } => Some(node),
-            Self::Check { .. }
-            | Self::Backup { .. }
-            | Self::Look { .. }
-            | Self::Validate { .. }
-            | Self::RestartControllers
-            | Self::RestoreCommand { .. } => None,
-        }
-    }
-
-    /// What is done, for people: `restart s2 with v1.36.4+k3s1`.
-    pub fn words(&self) -> String {
-        match self {
-            Self::Check { hop } => format!("check the cluster before hop {}", hop + 1),
-            Self::Stage { node, version, .. } => format!("stage {version} on {node}"),
-            Self::Backup { method, .. } => match method {
-                BackupMethod::EtcdSnapshot { server } => format!("snapshot etcd on {server}"),
-                BackupMethod::SqliteOnline { server, .. } => format!("back up SQLite on {server}"),
-                BackupMethod::SqliteStopped { server } => format!("stop K3s on {server} and copy SQLite"),
-                BackupMethod::Command { .. } => "run the backup command".to_owned(),
-            },
-            Self::Look { before } => {
-                let names: Vec<&str> = before.iter().map(NodeName::as_str).collect();
-                format!("look again before {}", names.join(", "))
-            }
-            Self::Cordon { node } => format!("cordon {node}"),
-            Self::Drain { node } => format!("drain {node}"),
-            Self::Swap { node, swap } if swap.back => format!("put {node} back on {}", swap.to),
-            Self::Swap { node, swap } => format!("restart {node} with {}", swap.to),
-            Self::Prove { node, version, .. } => format!("prove {node} healthy on {version}"),
-            Self::Uncordon { node } => format!("uncordon {node}"),
-            Self::Validate { .. } => "compare with the state before, run the probes".to_owned(),
-            Self::Stop { node, .. } => format!("stop K3s on {node} and prove it"),
-            Self::Place { node, swap } => format!("put {} on {node}", swap.to),
-            Self::Reset { node, .. } => format!("restore the datastore on {node}"),
-            Self::SetAside { node } => format!("set the old etcd data of {node} aside"),
-            Self::Start { node, .. } => format!("start K3s on {node}"),
-            Self::Restart { node, .. } => format!("restart K3s on {node}"),
-            Self::RestartControllers => "restart the controllers in the cluster".to_owned(),
-            Self::RestoreCommand { .. } => "run the restore command".to_owned(),
         }
     }
 }

@@ -111,7 +111,8 @@ impl Walk {
 
     fn back(&mut self, hop: &Hop, say: &mut dyn FnMut(String)) {
         for step in &hop.steps {
-            if step.to >= step.from {
+            // A node that never got as far as to report the new version has only its binary taken back.
+            if step.to > step.from || (step.to == step.from && step.artifact == step.previous) {
                 say(format!("{} would go from {} to {}, which is not back", step.node, step.from, step.to));
             }
             if step.undo != UndoClass::Binary {
@@ -153,7 +154,8 @@ fn outage(plan: &Plan, faults: &mut Vec<String>) {
     let unavoidable = servers == 1
         || (preconditions.datastore == DatastoreKind::EmbeddedEtcd && preconditions.etcd_members.len() == 2)
         || matches!(plan.decision.purpose, Purpose::Restore { .. });
-    if touches && unavoidable && plan.decision.outage.is_none() {
+    let stopped = plan.decision.hops.iter().any(|h| h.backup.stops_k3s());
+    if (touches && unavoidable || stopped) && plan.decision.outage.is_none() {
         faults.push("it means an outage and does not declare it".to_owned());
     }
     if preconditions.datastore == DatastoreKind::EmbeddedEtcd && preconditions.etcd_members.is_empty() {

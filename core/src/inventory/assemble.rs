@@ -45,6 +45,7 @@ pub fn assemble(
     nodes.sort_by(|a, b| a.name.cmp(&b.name));
 
     check_servers(&nodes, &datastore, &api, &mut contradictions);
+    check_machines(api_nodes, &mut contradictions);
     let mut inventory = Inventory {
         schema: Inventory::SCHEMA,
         cluster: cluster.clone(),
@@ -59,6 +60,9 @@ pub fn assemble(
     };
     if let Fact::Unknown(why) = &api.nodes {
         inventory.unknown.push(UnknownFact { of: "cluster".into(), fact: "nodes".into(), why: why.clone() });
+    }
+    if let Fact::Unknown(why) = api.ca_hash {
+        inventory.unknown.push(UnknownFact { of: "cluster".into(), fact: "cluster CA of the kubeconfig".into(), why });
     }
     list_unknown(&mut inventory);
     inventory
@@ -106,22 +110,53 @@ fn node(
     }
 }
 
-/// Why the host behind SSH is not the node of that name; `None` if it is.
+/// Why the host behind SSH is not the node of that name, or cannot be told to be it; `None` if it is.
 fn not_this_node(node: &ApiNode, host: &HostFacts, api: &ApiFacts) -> Option<String> {
-    if host.machine_id != node.object.machine_id {
+    if host.machine_id.is_empty() || host.machine_id != node.object.machine_id {
         return Some(format!(
             "SSH reaches another machine than this Node: its machine id is {}, the Node's is {}",
-            host.machine_id, node.object.machine_id
+            or_none(&host.machine_id),
+            or_none(&node.object.machine_id)
         ));
     }
-    if let (Fact::Known(ours), Fact::Known(theirs)) = (&api.ca_hash, &host.ca_hash)
-        && ours != theirs
-    {
-        return Some(
-            "the host belongs to another cluster than the kubeconfig: its cluster CA is another one".to_owned(),
-        );
+    // A kubelet that is alive has reported the boot it is in; a Node that is not Ready may speak of the boot before.
+    let reported = node.ready.is(&true);
+    if reported && (host.boot_id.is_empty() || host.boot_id != node.object.boot_id) {
+        return Some(format!(
+            "SSH reaches another machine than this Node, or one whose kubelet has not reported since it booted: it is in \
+             boot {}, the Node's is {}",
+            or_none(&host.boot_id),
+            or_none(&node.object.boot_id)
+        ));
     }
-    None
+    // A kubeconfig without a CA of its own has nothing to compare with; that is said among what is unknown.
+    let Fact::Known(ours) = &api.ca_hash else { return None };
+    match &host.ca_hash {
+        Fact::Known(theirs) if theirs == ours => None,
+        Fact::Known(_) => {
+            Some("the host belongs to another cluster than the kubeconfig: its cluster CA is another one".to_owned())
+        }
+        Fact::Unknown(why) => Some(format!("whether the host belongs to this cluster cannot be told: {why}")),
+    }
+}
+
+fn or_none(id: &str) -> &str {
+    if id.is_empty() { "(none)" } else { id }
+}
+
+/// Machines that were cloned with their id cannot be told apart by it.
+fn check_machines(nodes: &[ApiNode], contradictions: &mut Vec<String>) {
+    let mut machines: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for node in nodes.iter().filter(|n| !n.object.machine_id.is_empty()) {
+        machines.entry(&node.object.machine_id).or_default().push(node.name.as_str());
+    }
+    for (id, names) in machines.into_iter().filter(|(_, names)| names.len() > 1) {
+        contradictions.push(format!(
+            "{} have the same machine id {id}: they were cloned. Give each its own (remove /etc/machine-id, run \
+             systemd-machine-id-setup, reboot)",
+            names.join(" and ")
+        ));
+    }
 }
 
 fn server_without_node(
@@ -173,7 +208,7 @@ fn members(
     Some(Fact::Known(list.clone()))
 }
 
-/// By `k3s-updates.md` 7.1: etcd on disk or an etcd label wins over flags; else an endpoint means external; else one
+/// As K3s chooses it: etcd on disk or an etcd label wins over flags; else an endpoint means external; else one
 /// server means SQLite; anything else is unknown.
 fn datastore(
     nodes: &[ApiNode],
@@ -260,6 +295,7 @@ fn list_unknown(inventory: &mut Inventory) {
     note("cluster", "API services", s.broken_api_services.why());
     note("cluster", "packaged components", s.packaged.why());
     note("cluster", "Helm releases", s.helm_releases.why());
+    note("cluster", "HelmChartConfigs", s.chart_configs.why());
     note("cluster", "storage", s.storage.why());
     note("cluster", "other managers of versions", s.managers.why());
     note("cluster", "newest snapshot", s.newest_snapshot.why());
@@ -283,9 +319,101 @@ fn list_unknown(inventory: &mut Inventory) {
         note(of, "etcd members", host.etcd_members.as_ref().and_then(Fact::why));
         note(of, "SQLite files", host.sqlite.as_ref().and_then(Fact::why));
         note(of, "secrets encryption", host.secrets_encryption.as_ref().and_then(Fact::why));
+        note(of, "last start of K3s", host.last_start.why());
+        note(of, "addresses", host.addresses.why());
         if node.role == Role::Server {
             note(of, "token", host.token.why());
         }
     }
     inventory.unknown.extend(unknown);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ident::Digest;
+    use crate::inventory::example::{ha, now};
+    use crate::inventory::{NodeObject, Workload};
+
+    /// What the API and the hosts would have to say for this inventory.
+    fn taken_apart(inventory: &Inventory) -> (ApiFacts, BTreeMap<NodeName, Fact<HostFacts>>) {
+        let nodes = inventory.nodes.iter().map(|n| ApiNode {
+            name: n.name.clone(),
+            uid: n.uid.clone().unwrap_or_default(),
+            control_plane: n.role == Role::Server,
+            etcd_label: n.role == Role::Server,
+            version: n.version.clone(),
+            ready: n.ready.clone(),
+            reported: Fact::Known(now()),
+            internal_ip: Some(n.address.clone()),
+            arch: n.arch.clone(),
+            etcd_member: None,
+            object: n.object.clone().unwrap_or_default(),
+        });
+        let api = ApiFacts {
+            uid: inventory.uid.clone(),
+            ca_hash: Fact::Known(Digest::of(b"ca")),
+            nodes: Fact::Known(nodes.collect()),
+            endpoints: Fact::Known(Vec::new()),
+            workload: Workload { ..inventory.workload.clone() },
+            surroundings: inventory.surroundings.clone(),
+        };
+        (api, inventory.nodes.iter().map(|n| (n.name.clone(), n.host.clone())).collect())
+    }
+
+    fn joined(change: impl FnOnce(&mut NodeObject, &mut Fact<bool>, &mut HostFacts)) -> Inventory {
+        let whole = ha("v1.36.3+k3s1");
+        let (mut api, mut hosts) = taken_apart(&whole);
+        let mut nodes = api.nodes.known().cloned().unwrap_or_default();
+        let node = nodes.iter_mut().find(|n| n.name.as_str() == "s2").expect("s2");
+        let mut host = hosts[&node.name].known().expect("a host").clone();
+        change(&mut node.object, &mut node.ready, &mut host);
+        hosts.insert(node.name.clone(), Fact::Known(host));
+        api.nodes = Fact::Known(nodes);
+        assemble(&whole.cluster, api, hosts, &BTreeMap::new(), now())
+    }
+
+    fn said(inventory: &Inventory, words: &str) {
+        let s2 = inventory.node(&"s2".into()).expect("s2");
+        assert!(s2.host.why().is_some_and(|why| why.contains(words)), "{:?}", s2.host.why());
+        assert!(inventory.contradictions.iter().any(|c| c.contains(words)), "{:?}", inventory.contradictions);
+    }
+
+    #[test]
+    fn a_host_is_its_node_by_machine_boot_and_ca() {
+        let whole = joined(|_, _, _| {});
+        assert_eq!(whole.contradictions, Vec::<String>::new());
+        assert!(whole.nodes.iter().all(|n| n.host.known().is_some()));
+        said(&joined(|_, _, host| host.machine_id = "another".to_owned()), "another machine");
+        said(&joined(|_, _, host| host.boot_id = "another".to_owned()), "another machine");
+        said(&joined(|_, _, host| host.ca_hash = Fact::Known(Digest::of(b"other"))), "another cluster");
+    }
+
+    #[test]
+    fn what_cannot_be_told_is_not_the_same() {
+        said(&joined(|node, _, host| (node.machine_id, host.machine_id) = Default::default()), "another machine");
+        said(&joined(|node, _, host| (node.boot_id, host.boot_id) = Default::default()), "another machine");
+        said(&joined(|_, _, host| host.ca_hash = Fact::unknown("no file")), "cannot be told: no file");
+    }
+
+    /// A node that has booted and does not come back is the one that a person, or the way back, has to reach.
+    #[test]
+    fn a_node_that_is_not_ready_may_be_in_another_boot_than_it_reported() {
+        let down = joined(|_, ready, host| (*ready, host.boot_id) = (Fact::Known(false), "next".to_owned()));
+        assert_eq!(down.contradictions, Vec::<String>::new());
+    }
+
+    #[test]
+    fn cloned_machines_are_a_contradiction_and_a_kubeconfig_without_ca_is_said() {
+        let whole = ha("v1.36.3+k3s1");
+        let (mut api, hosts) = taken_apart(&whole);
+        let id = whole.nodes[0].object.as_ref().expect("a Node").machine_id.clone();
+        let mut nodes = api.nodes.known().cloned().unwrap_or_default();
+        nodes.iter_mut().for_each(|n| n.object.machine_id.clone_from(&id));
+        api.nodes = Fact::Known(nodes);
+        api.ca_hash = Fact::unknown("the kubeconfig has none");
+        let inventory = assemble(&whole.cluster, api, hosts, &BTreeMap::new(), now());
+        assert!(inventory.contradictions.iter().any(|c| c.contains("the same machine id")));
+        assert!(inventory.unknown.iter().any(|u| u.fact == "cluster CA of the kubeconfig"));
+    }
 }

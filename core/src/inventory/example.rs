@@ -1,6 +1,7 @@
 //! Clean clusters for tests: every fact known, everything healthy. A test changes the one fact it is about.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -8,9 +9,10 @@ use crate::config::{Cluster, Ssh, Update};
 use crate::fact::Fact;
 use crate::ident::{ClusterName, ClusterUid, Digest, NodeName};
 use crate::inventory::{
-    Arch, Argument, Arguments, Budget, Certificate, Cgroup, Controller, ControllerKind, Cordon, Datastore, Disk,
-    EtcdLocal, EtcdMember, EtcdRole, HelmRelease, HostFacts, Install, Inventory, Node, NodeObject, Origin, Packaged,
-    PackagedKind, Pod, PodPhase, Role, SecretsEncryption, SqliteFiles, Storage, Surroundings, Tools, Unit, Workload,
+    Addresses, Arch, Argument, Arguments, Budget, Certificate, Cgroup, Controller, ControllerKind, Cordon, Datastore,
+    Disk, EtcdLocal, EtcdMember, EtcdRole, HelmRelease, HostFacts, Install, Inventory, LastStart, Node, NodeObject,
+    Origin, Packaged, PackagedKind, Pod, PodPhase, Role, SecretsEncryption, SqliteFiles, StartFile, Storage,
+    Surroundings, Tools, Unit, Workload,
 };
 use crate::knowledge::Knowledge;
 use crate::knowledge::components::Component;
@@ -27,18 +29,29 @@ pub(crate) fn now() -> Timestamp {
 
 /// Three servers with embedded etcd (`s1` leads) and the agent `a1`.
 pub(crate) fn ha(version: &str) -> Inventory {
-    let version = parse(version);
-    let mut nodes = vec![node("a1", Role::Agent, 21, &version)];
-    let members: Vec<EtcdMember> = (1..=3).map(member).collect();
-    for i in 1..=3 {
-        let mut server = node(&format!("s{i}"), Role::Server, 10 + i, &version);
+    etcd(3, 1, version)
+}
+
+/// Servers `s1`, `s2` and so on with embedded etcd (`s1` leads), and agents `a1`, `a2` and so on.
+pub(crate) fn etcd(servers: u8, agents: u8, version: &str) -> Inventory {
+    let members: Vec<EtcdMember> = (1..=servers).map(member).collect();
+    let mut inventory = of(Datastore::EmbeddedEtcd { members: Fact::Known(members.clone()) }, servers, agents, version);
+    for i in 1..=servers {
+        let server = node_mut(&mut inventory, &format!("s{i}"));
         server.etcd = Fact::Known(EtcdRole::Voter);
-        let host = host(&mut server);
-        host.etcd = Some(Fact::Known(etcd_local(i, &version)));
+        let host = host(server);
+        host.etcd = Some(Fact::Known(etcd_local(i, &parse(version))));
         host.etcd_members = Some(Fact::Known(members.clone()));
-        nodes.push(server);
     }
-    inventory(Datastore::EmbeddedEtcd { members: Fact::Known(members) }, nodes)
+    inventory
+}
+
+/// Servers `s1`, `s2` and so on and agents `a1`, `a2` and so on, with a datastore that leaves no trace on them.
+pub(crate) fn of(datastore: Datastore, servers: u8, agents: u8, version: &str) -> Inventory {
+    let version = parse(version);
+    let agents = (1..=agents).map(|i| node(&format!("a{i}"), Role::Agent, 20 + i, &version));
+    let servers = (1..=servers).map(|i| node(&format!("s{i}"), Role::Server, 10 + i, &version));
+    inventory(datastore, agents.chain(servers).collect())
 }
 
 /// One server with SQLite, and nothing else.
@@ -99,6 +112,7 @@ pub(crate) fn cluster() -> Cluster {
         update: Update::default(),
         datastore: None,
         waivers: Vec::new(),
+        exclude: Vec::new(),
     }
 }
 
@@ -167,9 +181,15 @@ fn etcd_local(i: u8, version: &Version) -> EtcdLocal {
     }
 }
 
+fn machine_id(last: u8) -> String {
+    format!("{last:032x}")
+}
+
+fn boot_id(last: u8) -> String {
+    format!("00000000-0000-4000-8000-0000000000{last:02}")
+}
+
 fn node(name: &str, role: Role, last: u8, version: &Version) -> Node {
-    let machine_id = format!("{last:032x}");
-    let boot_id = format!("00000000-0000-4000-8000-0000000000{last:02}");
     let labels = BTreeMap::from([
         ("kubernetes.io/hostname".to_owned(), name.to_owned()),
         ("kubernetes.io/arch".to_owned(), "amd64".to_owned()),
@@ -179,12 +199,15 @@ fn node(name: &str, role: Role, last: u8, version: &Version) -> Node {
         taints: Vec::new(),
         cordon: Cordon::None,
         pressures: Vec::new(),
-        machine_id: machine_id.clone(),
-        boot_id: boot_id.clone(),
+        machine_id: machine_id(last),
+        boot_id: boot_id(last),
         kernel: "6.12.48".to_owned(),
         os_image: "Debian GNU/Linux 13".to_owned(),
         runtime: "containerd://2.3.2-k3s2".to_owned(),
-        args: vec![role.to_string()],
+        args: match role {
+            Role::Server => ["server", "--write-kubeconfig-mode", "0640"].map(str::to_owned).into(),
+            Role::Agent => vec!["agent".to_owned()],
+        },
         config_hash: Some("3TZH".to_owned()),
         encryption_hash: (role == Role::Server).then(|| "start-1a2b".to_owned()),
         lease_age: Some(SignedDuration::from_secs(4)),
@@ -200,11 +223,11 @@ fn node(name: &str, role: Role, last: u8, version: &Version) -> Node {
         address: format!("10.0.0.{last}"),
         arch: Fact::Known(Arch::Amd64),
         object: Some(object),
-        host: Fact::Known(host_facts(name, role, version, machine_id, boot_id)),
+        host: Fact::Known(host_facts(name, role, version, last)),
     }
 }
 
-fn host_facts(name: &str, role: Role, version: &Version, machine_id: String, boot_id: String) -> HostFacts {
+fn host_facts(name: &str, role: Role, version: &Version, last: u8) -> HostFacts {
     let disk = |holds: &str| Disk {
         holds: holds.to_owned(),
         mount: "/".to_owned(),
@@ -230,8 +253,8 @@ fn host_facts(name: &str, role: Role, version: &Version, machine_id: String, boo
     let server = role == Role::Server;
     HostFacts {
         hostname: name.to_owned(),
-        machine_id,
-        boot_id,
+        machine_id: machine_id(last),
+        boot_id: boot_id(last),
         arch: Fact::Known(Arch::Amd64),
         ca_hash: Fact::Known(Digest::of(b"ca")),
         install: Fact::Known(Install {
@@ -272,7 +295,25 @@ fn host_facts(name: &str, role: Role, version: &Version, machine_id: String, boo
         turn: 0,
         records: Vec::new(),
         containerd_templates: Vec::new(),
+        last_start: Fact::Known(LastStart {
+            at: Some(now() - SignedDuration::from_hours(24 * 9)),
+            reads: vec![start_file("/etc/rancher/k3s/config.yaml", 24 * 10)],
+            needs_daemon_reload: Fact::Known(false),
+        }),
+        addresses: Fact::Known(Addresses {
+            default_route: Some("eth0".to_owned()),
+            interfaces: BTreeMap::from([
+                ("cni0".to_owned(), vec![IpAddr::from([10, 42, 0, 1])]),
+                ("eth0".to_owned(), vec![IpAddr::from([10, 0, 0, last])]),
+            ]),
+        }),
     }
+}
+
+/// A file that K3s reads when it starts, changed that many hours ago.
+pub(crate) fn start_file(path: &str, hours_ago: i64) -> StartFile {
+    let changed = now() - SignedDuration::from_hours(hours_ago);
+    StartFile { path: path.to_owned(), written: changed, changed }
 }
 
 fn inventory(datastore: Datastore, nodes: Vec<Node>) -> Inventory {
@@ -331,6 +372,7 @@ fn inventory(datastore: Datastore, nodes: Vec<Node>) -> Inventory {
                 revision: 3,
                 status: "deployed".to_owned(),
             }]),
+            chart_configs: Fact::Known(Vec::new()),
             storage: Fact::Known(Storage::default()),
             managers: Fact::Known(Vec::new()),
             newest_snapshot: Fact::Known(None),

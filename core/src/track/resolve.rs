@@ -18,8 +18,6 @@ pub enum Wish {
     NewestPatch,
     /// This release.
     To(Version),
-    /// This release, even if it is a pre-release.
-    ToPrerelease(Version),
 }
 
 /// The versions to go through, in order. Never empty: the last one is the target, and where everything runs it already
@@ -137,8 +135,7 @@ pub fn ladder(
     let world = World::of(running, archs, catalog)?;
     match wish {
         Wish::NewestPatch => world.newest_patch(now),
-        Wish::To(target) => world.to(target, false),
-        Wish::ToPrerelease(target) => world.to(target, true),
+        Wish::To(target) => world.to(target),
     }
 }
 
@@ -251,7 +248,7 @@ impl<'a> World<'a> {
         Ok(Ladder { rungs: vec![runs.clone()], because })
     }
 
-    fn to(&self, target: &Version, prerelease_allowed: bool) -> Result<Ladder, Refusal> {
+    fn to(&self, target: &Version) -> Result<Ladder, Refusal> {
         let (node, runs) = self.highest;
         if target < runs {
             return Err(Refusal::Older { target: target.clone(), node: node.clone(), runs: runs.clone() });
@@ -281,9 +278,8 @@ impl<'a> World<'a> {
         };
         let instead =
             || self.candidates(target.minor()).find(|r| self.obstacle(r).is_none()).map(|r| r.version.clone());
-        let obstacle = if prerelease_allowed { self.obstacle_but_prerelease(release) } else { self.obstacle(release) };
         let target = target.clone();
-        match obstacle {
+        match self.obstacle(release) {
             None => self.climb(release),
             Some(Obstacle::Prerelease) => Err(Refusal::Prerelease { target, instead: instead() }),
             Some(Obstacle::NoBinary(arch)) => Err(Refusal::NoBinary { target, arch, source, instead: instead() }),
@@ -359,10 +355,6 @@ impl<'a> World<'a> {
         if release.is_prerelease() && !self.running.values().any(|(_, version)| *version == release.version) {
             return Some(Obstacle::Prerelease);
         }
-        self.obstacle_but_prerelease(release)
-    }
-
-    fn obstacle_but_prerelease(&self, release: &Release) -> Option<Obstacle> {
         if let Some(arch) = self.lacks(release) {
             return Some(Obstacle::NoBinary(arch));
         }

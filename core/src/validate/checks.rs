@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 use jiff::Timestamp;
 
 use crate::apply::plan::{Hop, Step};
-use crate::config::Cluster;
+use crate::config::{Cluster, WaiverEntry};
 use crate::ident::{NodeName, RolloutId};
 use crate::inventory::{HostFacts, Inventory, Node, Role};
 use crate::knowledge::Knowledge;
@@ -23,6 +23,7 @@ mod bare_pods;
 mod baseline;
 mod certificates;
 mod cgroup;
+mod check_missing;
 mod clock;
 mod containerd_template;
 mod contradiction;
@@ -43,6 +44,7 @@ mod other_managers;
 mod other_unit;
 mod pdb_blocks;
 mod peer_address;
+mod pending_config;
 mod pre_release;
 mod quorum;
 mod restore_rehearsal;
@@ -59,7 +61,7 @@ mod webhooks;
 mod tests;
 
 /// Every check, by number.
-const CHECKS: [Check; 38] = [
+const CHECKS: [Check; 40] = [
     version_path::CHECK,
     backup::CHECK,
     restore_rehearsal::CHECK,
@@ -98,6 +100,8 @@ const CHECKS: [Check; 38] = [
     other_unit::CHECK,
     facts::CHECK,
     waivers::CHECK,
+    pending_config::CHECK,
+    check_missing::CHECK,
 ];
 
 /// What the checks are asked about.
@@ -136,7 +140,7 @@ pub fn run(question: &Question<'_>) -> Vec<Finding> {
 struct Check {
     /// Stable, documented in `docs/checks.md`, searchable.
     code: &'static str,
-    /// The number in the list that the checks come from.
+    /// Its number in `docs/checks.md`.
     number: u32,
     /// What is so when it passes, as a sentence without its full stop.
     title: &'static str,
@@ -306,6 +310,11 @@ impl<'a> Question<'a> {
     fn servers(&self) -> impl Iterator<Item = (&'a Node, &'a HostFacts)> {
         self.hosts().filter(|(n, _)| n.role == Role::Server)
     }
+}
+
+/// Why a waiver counts for nothing, as the end of a sentence about it; `None` if it counts.
+pub fn waiver_fault(entry: &WaiverEntry, now: Timestamp) -> Option<String> {
+    waivers::fault(entry, now)
 }
 
 /// Puts a waiver on the finding, if one holds; else says why one that names it does not.

@@ -40,7 +40,11 @@ pub struct Signs {
     began: Timestamp,
     unit: Option<Unit>,
     restarts_at_start: Option<u32>,
+    /// The unit's present main process. None until it was told for the present one.
+    process: Option<Process>,
     ready: Option<(Version, bool)>,
+    /// When the kubelet said so, by the node's own clock.
+    reported: Fact<Timestamp>,
     ready_since: Option<Timestamp>,
     etcd: Option<Fact<EtcdLocal>>,
     apiserver: Option<bool>,
@@ -48,6 +52,13 @@ pub struct Signs {
     good_since: Option<Timestamp>,
     lost_after_good: Option<String>,
     no_way: Option<String>,
+}
+
+/// A run of K3s: its version, and when it was started by the node's own clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    pub version: Fact<Version>,
+    pub started: Timestamp,
 }
 
 /// What the signs amount to.
@@ -70,7 +81,9 @@ impl Signs {
             began,
             unit: None,
             restarts_at_start: None,
+            process: None,
             ready: None,
+            reported: Fact::unknown("its Node was not seen"),
             ready_since: None,
             etcd: None,
             apiserver: None,
@@ -85,15 +98,23 @@ impl Signs {
         // A restart by hand resets systemd's count: the lowest count seen is where it began.
         let at_start = self.restarts_at_start.unwrap_or(unit.restarts).min(unit.restarts);
         self.restarts_at_start = Some(at_start);
+        // What was told of an earlier run says nothing of this one.
+        if self.unit.as_ref().is_none_or(|before| before.main_pid != unit.main_pid) {
+            self.process = None;
+        }
         self.unit = Some(unit);
         self.no_way = None;
     }
 
-    pub fn node(&mut self, version: Version, ready: bool, now: Timestamp) {
-        if self.ready.as_ref() != Some(&(version.clone(), ready)) {
-            self.ready_since = ready.then_some(now);
-        }
+    /// The run that was asked for. One that a restart has yet to end is none.
+    pub fn process(&mut self, process: Process) {
+        self.process = Some(process);
+    }
+
+    /// What the Node object says, and when its kubelet said so: by the node's clock, as the start of its run is.
+    pub fn node(&mut self, version: Version, ready: bool, reported: Fact<Timestamp>) {
         self.ready = Some((version, ready));
+        self.reported = reported;
     }
 
     pub fn etcd(&mut self, etcd: Fact<EtcdLocal>) {
@@ -119,6 +140,7 @@ impl Signs {
     pub fn no_way(&mut self, why: &str) {
         self.no_way = Some(why.to_owned());
         self.unit = None;
+        self.process = None;
         self.etcd = None;
     }
 
@@ -133,6 +155,7 @@ impl Signs {
         if let Some(failure) = self.did_not_stay_up(goal, elapsed) {
             return Judgement::Failed(failure);
         }
+        self.ready_since = if self.not_ready(goal).is_none() { self.ready_since.or(Some(now)) } else { None };
         let missing = self.missing(goal);
         let Some(waits_for) = missing else {
             let since = *self.good_since.get_or_insert(now);
@@ -201,15 +224,8 @@ impl Signs {
             }
             Some(_) => {}
         }
-        if goal.has_node {
-            match &self.ready {
-                None => return Some("its Node".to_owned()),
-                Some((version, _)) if *version != goal.version => {
-                    return Some(format!("its kubelet to report {} (it reports {version})", goal.version));
-                }
-                Some((_, false)) => return Some("its Node to be Ready".to_owned()),
-                Some((_, true)) => {}
-            }
+        if let Some(missing) = self.not_ready(goal) {
+            return Some(missing);
         }
         if goal.etcd {
             match &self.etcd {
@@ -226,6 +242,33 @@ impl Signs {
             return Some("its API server to answer /readyz".to_owned());
         }
         None
+    }
+
+    /// What is missing until the node is Ready on the version, as its own kubelet says.
+    fn not_ready(&self, goal: &Goal) -> Option<String> {
+        let Some(process) = &self.process else { return Some("the start that was asked for".to_owned()) };
+        if !goal.has_node {
+            return match &process.version {
+                Fact::Known(version) if *version == goal.version => None,
+                Fact::Known(version) => Some(format!("{} to run (it runs {version})", goal.version)),
+                Fact::Unknown(why) => Some(format!("the version that runs: {why}")),
+            };
+        }
+        match &self.ready {
+            None => return Some("its Node".to_owned()),
+            Some((version, _)) if *version != goal.version => {
+                return Some(format!("its kubelet to report {} (it reports {version})", goal.version));
+            }
+            Some((_, false)) => return Some("its Node to be Ready".to_owned()),
+            Some((_, true)) => {}
+        }
+        // The Node object outlives its kubelet: what stands there may be of the run before, for 40 s and more, and
+        // restored data brings back what was so at the time of the backup.
+        match &self.reported {
+            Fact::Known(reported) if *reported > process.started => None,
+            Fact::Known(_) => Some("its kubelet to report after the start".to_owned()),
+            Fact::Unknown(why) => Some(format!("its kubelet's report: {why}")),
+        }
     }
 }
 
@@ -282,10 +325,15 @@ mod tests {
         Timestamp::from_second(1_764_000_000 + seconds).expect("a time")
     }
 
-    fn healthy(now: i64) -> Signs {
+    fn started(at_second: i64) -> Process {
+        Process { version: Fact::Known(Version::new(1, 36, 4, 1)), started: at(at_second) }
+    }
+
+    fn healthy() -> Signs {
         let mut signs = Signs::new(at(0));
         signs.unit(unit("active", 0));
-        signs.node(Version::new(1, 36, 4, 1), true, at(now));
+        signs.process(started(1));
+        signs.node(Version::new(1, 36, 4, 1), true, Fact::Known(at(2)));
         signs.etcd(etcd(false));
         signs.apiserver(true);
         signs
@@ -293,16 +341,17 @@ mod tests {
 
     #[test]
     fn healthy_for_the_settle_time_is_proven() {
-        let mut signs = healthy(8);
+        let mut signs = healthy();
         assert!(matches!(signs.judge(&goal(), at(8)), Judgement::NotYet { look_again, .. } if look_again == at(13)));
         let Judgement::Proven(proof) = signs.judge(&goal(), at(13)) else { panic!("proven") };
         assert_eq!(proof.healthy_after, SignedDuration::from_secs(8));
+        assert_eq!(proof.ready_after, SignedDuration::from_secs(8));
         assert_eq!(proof.held, SignedDuration::from_secs(5));
     }
 
     #[test]
     fn a_bad_sign_begins_the_settle_time_anew() {
-        let mut signs = healthy(8);
+        let mut signs = healthy();
         signs.judge(&goal(), at(8));
         signs.apiserver(false);
         assert!(matches!(signs.judge(&goal(), at(10)), Judgement::NotYet { .. }));
@@ -313,15 +362,73 @@ mod tests {
 
     #[test]
     fn ready_on_the_old_version_is_not_proven() {
-        let mut signs = healthy(1);
-        signs.node(Version::new(1, 36, 3, 1), true, at(1));
+        let mut signs = healthy();
+        signs.node(Version::new(1, 36, 3, 1), true, Fact::Known(at(2)));
         let Judgement::NotYet { waits_for, .. } = signs.judge(&goal(), at(1)) else { panic!("not yet") };
         assert_eq!(waits_for, "its kubelet to report v1.36.4+k3s1 (it reports v1.36.3+k3s1)");
     }
 
+    /// A Node stays Ready for 40 s after its kubelet went, and restored data brings back Nodes that were Ready.
+    #[test]
+    fn ready_counts_only_if_the_kubelet_said_so_after_the_start() {
+        let mut signs = healthy();
+        signs.node(Version::new(1, 36, 4, 1), true, Fact::Known(at(0)));
+        assert!(
+            matches!(signs.judge(&goal(), at(1)), Judgement::NotYet { waits_for, .. } if waits_for == "its kubelet to report after the start")
+        );
+        assert!(matches!(signs.judge(&goal(), at(30)), Judgement::NotYet { .. }));
+        // Told in whole seconds: in that of the start it may be of the run before.
+        signs.node(Version::new(1, 36, 4, 1), true, Fact::Known(at(1)));
+        assert!(matches!(signs.judge(&goal(), at(30)), Judgement::NotYet { .. }));
+        signs.node(Version::new(1, 36, 4, 1), true, Fact::unknown("no heartbeat"));
+        assert!(
+            matches!(signs.judge(&goal(), at(30)), Judgement::NotYet { waits_for, .. } if waits_for == "its kubelet's report: no heartbeat")
+        );
+        signs.node(Version::new(1, 36, 4, 1), true, Fact::Known(at(31)));
+        signs.judge(&goal(), at(31));
+        assert!(matches!(signs.judge(&goal(), at(36)), Judgement::Proven(_)));
+    }
+
+    /// An agent's unit is active at once: what its kubelet said in the run before says nothing of this one.
+    #[test]
+    fn a_new_run_has_to_report_anew() {
+        let mut signs = healthy();
+        signs.judge(&goal(), at(8));
+        signs.unit(Unit { main_pid: 8, ..unit("active", 1) });
+        assert!(
+            matches!(signs.judge(&goal(), at(13)), Judgement::NotYet { waits_for, .. } if waits_for == "the start that was asked for")
+        );
+        signs.process(started(13));
+        assert!(
+            matches!(signs.judge(&goal(), at(14)), Judgement::NotYet { waits_for, .. } if waits_for == "its kubelet to report after the start")
+        );
+        signs.node(Version::new(1, 36, 4, 1), true, Fact::Known(at(16)));
+        signs.judge(&goal(), at(16));
+        assert!(matches!(signs.judge(&goal(), at(21)), Judgement::Proven(_)));
+    }
+
+    #[test]
+    fn a_server_without_a_node_is_judged_by_its_process() {
+        let goal = Goal { has_node: false, ..goal() };
+        let mut signs = Signs::new(at(0));
+        signs.unit(unit("active", 0));
+        signs.etcd(etcd(false));
+        signs.apiserver(true);
+        assert!(matches!(signs.judge(&goal, at(2)), Judgement::NotYet { .. }));
+        signs.process(Process { version: Fact::Known(Version::new(1, 36, 3, 1)), started: at(1) });
+        assert!(
+            matches!(signs.judge(&goal, at(2)), Judgement::NotYet { waits_for, .. } if waits_for == "v1.36.4+k3s1 to run (it runs v1.36.3+k3s1)")
+        );
+        signs.process(Process { version: Fact::unknown("/proc"), started: at(1) });
+        assert!(matches!(signs.judge(&goal, at(2)), Judgement::NotYet { .. }));
+        signs.process(started(1));
+        signs.judge(&goal, at(2));
+        assert!(matches!(signs.judge(&goal, at(7)), Judgement::Proven(_)));
+    }
+
     #[test]
     fn a_learner_is_not_a_voter() {
-        let mut signs = healthy(1);
+        let mut signs = healthy();
         signs.etcd(etcd(true));
         assert!(matches!(signs.judge(&goal(), at(59)), Judgement::NotYet { .. }));
         let Judgement::Failed(failure) = signs.judge(&goal(), at(60)) else { panic!("failed") };
@@ -355,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_line_of_the_journal_alone_never_fails() {
-        let mut signs = healthy(8);
+        let mut signs = healthy();
         signs.journal("kine", "database is locked");
         signs.judge(&goal(), at(8));
         assert!(matches!(signs.judge(&goal(), at(13)), Judgement::Proven(_)));
@@ -363,7 +470,7 @@ mod tests {
 
     #[test]
     fn not_seeing_the_node_is_not_a_failure_of_the_node() {
-        let mut signs = healthy(8);
+        let mut signs = healthy();
         signs.no_way("connection timed out");
         assert!(matches!(signs.judge(&goal(), at(60)), Judgement::Unknown(_)));
     }
@@ -376,7 +483,7 @@ mod tests {
             steps in proptest::collection::vec((0_i64..4, 0_u8..6, any::<bool>()), 1..40)
         ) {
             let goal = goal();
-            let mut signs = healthy(0);
+            let mut signs = healthy();
             let mut now = 0;
             let mut good_since = None;
             let (mut up, mut ready, mut voter, mut serves) = (true, true, true, true);
@@ -384,7 +491,7 @@ mod tests {
                 now += wait;
                 match what {
                     0 => { up = good; signs.unit(unit(if good { "active" } else { "activating" }, 0)); }
-                    1 => { ready = good; signs.node(Version::new(1, 36, 4, 1), good, at(now)); }
+                    1 => { ready = good; signs.node(Version::new(1, 36, 4, 1), good, Fact::Known(at(2))); }
                     2 => { voter = good; signs.etcd(etcd(!good)); }
                     3 => { serves = good; signs.apiserver(good); }
                     _ => {}

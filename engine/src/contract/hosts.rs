@@ -37,6 +37,7 @@ pub async fn suite(fresh: impl AsyncFn() -> AtHand) {
     a_lower_turn_may_not_act(&fresh().await).await;
     files_are_pulled_and_pushed_by_digest(&fresh().await).await;
     what_changes_only_a_stopped_node_is_refused_on_a_running_one(&fresh().await).await;
+    a_copy_is_put_back_only_if_it_is_what_it_was(&fresh().await).await;
     a_follower_is_told_the_present_state_first(&fresh().await).await;
     tidying_forgets_other_rollouts(&fresh().await).await;
 }
@@ -44,7 +45,8 @@ pub async fn suite(fresh: impl AsyncFn() -> AtHand) {
 /// An order of the rollout `r1` in turn 7.
 fn order(number: u32, task: Task) -> Order {
     let rollout = RolloutId::new("r1");
-    Order { id: ActionId::of(&rollout, number), turn: 7, rollout, plan: "plan".to_owned(), role: Role::Server, task }
+    let (id, holder) = (ActionId::of(&rollout, number), "eva".to_owned());
+    Order { id, turn: 7, holder, rollout, plan: "plan".to_owned(), role: Role::Server, task }
 }
 
 fn swap(to: &Version, artifact: Digest, expect: Digest) -> Task {
@@ -135,8 +137,15 @@ async fn a_lower_turn_may_not_act(at: &AtHand) {
     assert!(matches!(refused, Err(HostError::Superseded { ours: 6, theirs: 7, .. })), "{refused:?}");
     let facts = at.hosts.facts(&at.server).await.expect("facts");
     assert_eq!(facts.records.len(), 1, "nothing was begun");
+    // Two states that know nothing of each other hand out the same number.
+    let mut other = order(2, Task::Archive);
+    other.holder = "tom".to_owned();
+    let refused = at.hosts.act(&at.server, &other).await;
+    assert!(matches!(refused, Err(HostError::Superseded { ours: 7, theirs: 7, .. })), "{refused:?}");
+    assert_eq!(at.hosts.facts(&at.server).await.expect("facts").records.len(), 1, "nothing was begun");
     let mut higher = order(3, Task::Archive);
     higher.turn = 8;
+    higher.holder = "tom".to_owned();
     at.hosts.act(&at.server, &higher).await.expect("performed");
     assert_eq!(at.hosts.facts(&at.server).await.expect("facts").turn, 8);
 }
@@ -188,6 +197,38 @@ async fn what_changes_only_a_stopped_node_is_refused_on_a_running_one(at: &AtHan
     assert!(unit.known().is_some_and(|u| u.enabled));
 }
 
+async fn a_copy_is_put_back_only_if_it_is_what_it_was(at: &AtHand) {
+    let file = at.folder.join("copy");
+    std::fs::write(&file, "no datastore, but a file").expect("written");
+    let (digest, other) = (Digest::of(b"no datastore, but a file"), Digest::of(b"another"));
+    let path = at.hosts.push(&at.server, &file, "copy", &digest).await.expect("pushed");
+    let unit = at.hosts.glance(&at.server).await.expect("a glance").unit;
+    assert!(unit.known().is_some_and(|u| u.active == "active"));
+    for (number, task) in [
+        (1, Task::EtcdReset { snapshot: path.clone(), digest: other }),
+        (2, Task::SqliteRestore { copy: path.clone(), digest: other }),
+    ] {
+        let refused = at.hosts.act(&at.server, &order(number, task)).await;
+        assert!(matches!(&refused, Err(HostError::Failed { code, .. }) if code == "still-running"), "{refused:?}");
+    }
+    at.hosts.act(&at.server, &order(3, Task::Stop)).await.expect("stopped");
+    for (number, task) in [
+        (4, Task::EtcdReset { snapshot: path.clone(), digest: other }),
+        (5, Task::SqliteRestore { copy: path.clone(), digest: other }),
+    ] {
+        let refused = at.hosts.act(&at.server, &order(number, task)).await;
+        assert!(matches!(&refused, Err(HostError::Digest { .. })), "{refused:?}");
+    }
+    let missing = format!("{path}-missing");
+    for (number, code, task) in [
+        (6, "no-snapshot", Task::EtcdReset { snapshot: missing.clone(), digest }),
+        (7, "no-copy", Task::SqliteRestore { copy: missing.clone(), digest }),
+    ] {
+        let refused = at.hosts.act(&at.server, &order(number, task)).await;
+        assert!(matches!(&refused, Err(HostError::Failed { code: c, .. }) if c == code), "{refused:?}");
+    }
+}
+
 async fn a_follower_is_told_the_present_state_first(at: &AtHand) {
     let mut signs = at.hosts.follow(&at.server, Role::Server);
     let mut kinds = BTreeSet::new();
@@ -197,7 +238,7 @@ async fn a_follower_is_told_the_present_state_first(at: &AtHand) {
                 assert_eq!(unit.active, "active");
                 kinds.insert("unit");
             }
-            Sign::Process { .. } => {
+            Sign::Process(_) => {
                 kinds.insert("process");
             }
             Sign::Journal { .. } | Sign::Etcd(_) => {}

@@ -11,8 +11,8 @@ use kadence_core::apply::action::{
     Report, Swap,
 };
 use kadence_core::apply::plan::{
-    BackupMethod, BackupRef, DatastoreKind, Decision, DeclaredOutage, Drain, Expected, Hop, Manner, NodePrecondition,
-    Plan, Preconditions, Purpose, Seen, SqliteTool, Step, UndoClass,
+    BackupMethod, BackupRef, DatastoreKind, Decision, DeclaredOutage, Drain, Expected, Hop, Manner, NodeCopy,
+    NodePrecondition, Plan, Preconditions, Purpose, Seen, SqliteTool, Step, UndoClass,
 };
 use kadence_core::event::{Consent, Ending, Event, Gap, Hold, HoldCause, OutageMeasured, Recorded, Request};
 use kadence_core::fact::Fact;
@@ -187,7 +187,11 @@ fn backup(method: BackupMethod) -> BackupRef {
         version: old(),
         digest: digest("snapshot"),
         method,
-        on_node: Some("/var/lib/rancher/k3s/server/db/snapshots/kadence-1".to_owned()),
+        on_node: Some(Box::new(NodeCopy {
+            path: "/var/lib/rancher/k3s/server/db/snapshots/kadence-1".to_owned(),
+            digest: Some(digest("snapshot")),
+            reaches: Fact::Known(4_711),
+        })),
     }
 }
 
@@ -297,6 +301,8 @@ fn glance() -> Glance {
         ready: Fact::Known(true),
         cordon: Cordon::None,
         machine_id: Fact::Known("machine of s1".to_owned()),
+        host_boot: Some("boot of s1".to_owned()),
+        node_boot: Some("boot of s1".to_owned()),
         arguments: Fact::Known(digest("arguments")),
         binary: Fact::Known(digest("old amd64")),
         etcd: Some(Fact::Known(EtcdGlance { healthy: true, learner: false, leader: true })),
@@ -310,6 +316,8 @@ fn glance() -> Glance {
         ready: Fact::unknown(why),
         cordon: Cordon::Foreign,
         machine_id: Fact::unknown(why),
+        host_boot: None,
+        node_boot: None,
         arguments: Fact::unknown(why),
         binary: Fact::unknown(why),
         etcd: None,
@@ -383,7 +391,11 @@ pub fn reports() -> Vec<Report> {
         Report::Swapped {
             kept: Some("/usr/local/lib/kadence/k3s-v1.35.7+k3s1".to_owned()),
             already: false,
-            cold_copy: Some("/var/lib/rancher/k3s/kadence/cold-1".to_owned()),
+            cold_copy: Some(NodeCopy {
+                path: "/var/lib/kadence/cold/r1-1".to_owned(),
+                digest: Some(digest("cold")),
+                reaches: Fact::unknown("neither sqlite3 nor python3 is there"),
+            }),
         },
         Report::Proven { proof: proof(Fact::Known(Some("voter".to_owned()))) },
         Report::Proven { proof: proof(Fact::Known(None)) },
@@ -396,7 +408,7 @@ pub fn reports() -> Vec<Report> {
                 now: "1 of 2 available".to_owned(),
             }],
         },
-        Report::Reset { already: true },
+        Report::Reset { already: true, from: Some("the snapshot on s1".to_owned()) },
     ];
     let was = [CordonWas::Open, CordonWas::OurMark, CordonWas::Foreign];
     reports.extend(was.map(|was| Report::Cordoned { was }));
@@ -458,9 +470,11 @@ pub fn events() -> Vec<Event> {
     let id = || ActionId::of(&rollout(), 7);
     let consent = Consent { outage: true, data_loss: false, powered_off: vec!["s3".into()] };
     let mut events = vec![Event::Started { cluster: cluster(), plan_hash: plan.hash(), plan: Box::new(plan), consent }];
-    events.push(Event::TurnTaken { turn: 4 });
+    events.push(Event::TurnTaken { turn: 4, holder: "0199b1f0a5c37c3e8f4b5a6d7e8f9a0b".to_owned() });
+    let gap = Gap { longest: SignedDuration::from_millis(310), failed: 3 };
+    let outage = OutageMeasured { reads: gap, writes: gap, probes: 1_200 };
     events.extend(actions().into_iter().map(|action| Event::Intent { id: id(), action }));
-    events.extend(outcomes().into_iter().map(|o| Event::Outcome { id: id(), outcome: Box::new(o) }));
+    events.extend(outcomes().into_iter().map(|o| Event::Outcome { id: id(), outcome: Box::new(o), outage: None }));
     events.extend([Request::Pause, Request::Abort].map(|request| Event::Asked { request }));
     let causes = [
         HoldCause::Paused,
@@ -472,10 +486,14 @@ pub fn events() -> Vec<Event> {
     ];
     events.extend(causes.map(|cause| Event::Held {
         hold: Hold { cause, what: "somebody paused it".to_owned(), next: "kadence resume shop".to_owned() },
+        outage: None,
     }));
+    let hold = Hold { cause: HoldCause::Paused, what: "paused".to_owned(), next: "kadence resume shop".to_owned() };
+    events.push(Event::Held { hold, outage: Some(outage) });
     events.push(Event::Resumed);
-    let gap = Gap { longest: SignedDuration::from_millis(310), failed: 3 };
-    let outage = OutageMeasured { reads: gap, writes: gap, probes: 1_200 };
+    events.push(Event::DeclaredOff { nodes: vec!["s3".into()] });
+    let done = Outcome::Done { took: seconds(3), report: Report::Plain };
+    events.push(Event::Outcome { id: id(), outcome: Box::new(done), outage: Some(outage) });
     events.extend(endings().into_iter().map(|ending| Event::Ended { ending, outage: Some(outage) }));
     events
 }

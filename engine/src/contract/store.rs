@@ -51,7 +51,7 @@ pub async fn interleave(handles: &Handles, turns: &[bool]) {
     for first in turns {
         let (store, place) = if *first { (&handles.one, 0) } else { (&handles.two, 1) };
         let number = believed[place];
-        let event = sample::recorded(&rollout, number, Event::TurnTaken { turn: number });
+        let event = sample::recorded(&rollout, number, Event::TurnTaken { turn: number, holder: String::new() });
         match store.append(&cluster, &event).await {
             Ok(()) => {
                 stored += 1;
@@ -78,7 +78,7 @@ pub async fn race(handles: &Handles, each: u64) {
         let mut done = 0;
         let mut number = 1;
         while done < each {
-            let event = sample::recorded(&rollout, number, Event::TurnTaken { turn: number });
+            let event = sample::recorded(&rollout, number, Event::TurnTaken { turn: number, holder: String::new() });
             match store.append(&cluster, &event).await {
                 Ok(()) => done += 1,
                 Err(StoreError::NotNext { .. }) => {}

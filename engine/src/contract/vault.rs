@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use kadence_core::ident::Digest;
 
 use crate::contract::sample;
@@ -14,6 +15,9 @@ use crate::ports::{Vault, VaultError};
 pub struct AtHand {
     pub vault: Arc<dyn Vault>,
     pub beside: PathBuf,
+    /// Writes a database of K3s's that reaches a revision under this name. The last revision is only in the log beside
+    /// it, as after an unclean stop.
+    pub database: fn(PathBuf, u64) -> BoxFuture<'static, ()>,
     /// What both live in.
     pub keep: Box<dyn Any + Send>,
 }
@@ -28,6 +32,7 @@ pub async fn suite(fresh: impl AsyncFn() -> AtHand) {
     what_is_not_there_is_not_held(&fresh().await).await;
     no_name_leads_outside(&fresh().await).await;
     scratch_folders_are_new_and_go(&fresh().await);
+    a_database_is_read_with_its_log(&fresh().await).await;
 }
 
 fn files(folder: &Path, contents: &[(&str, &[u8])]) -> BTreeMap<String, PathBuf> {
@@ -92,6 +97,31 @@ async fn what_is_not_there_is_not_held(at: &AtHand) {
     assert!(!at.beside.join("fetched").exists(), "a fetch that fails leaves nothing");
     let missing = BTreeMap::from([("a".to_owned(), at.beside.join("missing"))]);
     assert!(at.vault.keep("shop-3", &missing, "").await.is_err());
+}
+
+async fn a_database_is_read_with_its_log(at: &AtHand) {
+    let (database, log) = (at.beside.join("datastore"), at.beside.join("datastore-wal"));
+    (at.database)(database.clone(), 42).await;
+    assert!(log.exists(), "the suite was given no log");
+    let bytes = std::fs::read(&database).expect("read");
+
+    let read = at.vault.read_sqlite(&database).await.expect("read");
+    assert_eq!((read.integrity.as_str(), read.revision), ("ok", 42));
+    assert!(!log.exists(), "one file is enough from now on");
+    let whole = std::fs::read(&database).expect("read");
+    assert_eq!(at.vault.read_sqlite(&database).await, Ok(read));
+    assert_eq!(std::fs::read(&database).expect("read"), whole, "reading it again changes nothing");
+
+    // Without its log it lacks what was in there.
+    std::fs::write(&database, &bytes).expect("written");
+    let read = at.vault.read_sqlite(&database).await.expect("read");
+    assert_eq!((read.integrity.as_str(), read.revision), ("ok", 41));
+
+    std::fs::write(&database, "not a database at all, but long enough").expect("written");
+    assert!(at.vault.read_sqlite(&database).await.is_err());
+    std::fs::remove_file(&database).expect("removed");
+    assert!(at.vault.read_sqlite(&database).await.is_err());
+    assert!(!database.exists(), "none is made");
 }
 
 async fn no_name_leads_outside(at: &AtHand) {

@@ -1,10 +1,10 @@
 //! What controllers, the scheduler and kubelets do about objects that clients made: pods for Deployments, StatefulSets
-//! and DaemonSets, nodes for pods, the state of budgets, and nodes that fell silent.
+//! and DaemonSets, nodes for pods, the state of budgets; and, where Nodes are a kubelet's, those that fell silent.
 //!
 //! A pod is Running as soon as it has a Ready node: there are no containers. A changed template replaces all pods at
 //! once. Jobs and Services do nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
@@ -22,7 +22,6 @@ const ENDING: SignedDuration = SignedDuration::from_secs(1);
 
 /// One round over all objects but those that somebody else moves.
 pub(crate) fn tick(store: &mut Store, now: Timestamp, others: &BTreeSet<String>) {
-    silent_nodes(store, now, others);
     for plural in ["deployments", "statefulsets", "daemonsets"] {
         for (key, object) in all(store, plural, others) {
             workload(store, plural, &key, &object, now);
@@ -47,24 +46,36 @@ fn terminating(object: &Value) -> bool {
     !object["metadata"]["deletionTimestamp"].is_null()
 }
 
-fn silent_nodes(store: &mut Store, now: Timestamp, others: &BTreeSet<String>) {
-    for (key, node) in all(store, "nodes", others) {
-        let name = node["metadata"]["name"].as_str().unwrap_or_default();
-        let lease = store.get(&kinds::key("leases", Some("kube-node-lease"), name));
-        let renewed = lease.and_then(|l| l["spec"]["renewTime"].as_str()?.parse::<Timestamp>().ok());
-        let silent = renewed.is_none_or(|at| now.duration_since(at) > NODE_GRACE);
-        if !silent || !node["status"]["conditions"].as_array().is_some_and(|c| c.iter().any(|c| c["status"] == "True"))
-        {
-            continue;
+/// When each node's Lease was seen to move, by the clock of who watches and not by the time in it: whoever begins to
+/// watch gives every node its whole time anew, after a restore too.
+#[derive(Default)]
+pub(crate) struct Pulse(BTreeMap<String, (Value, Timestamp)>);
+
+impl Pulse {
+    /// Nodes whose Lease did not move for too long are unknown from now on.
+    pub(crate) fn silent_nodes(&mut self, store: &mut Store, now: Timestamp) {
+        for (key, node) in all(store, "nodes", &BTreeSet::new()) {
+            let name = node["metadata"]["name"].as_str().unwrap_or_default();
+            let lease = store.get(&kinds::key("leases", Some("kube-node-lease"), name));
+            let renewed = lease.map(|l| l["spec"]["renewTime"].clone()).unwrap_or_default();
+            let (seen, since) = self.0.entry(name.to_owned()).or_insert_with(|| (renewed.clone(), now));
+            if *seen != renewed {
+                (*seen, *since) = (renewed, now);
+            }
+            let conditions = node["status"]["conditions"].as_array();
+            let known = conditions.is_some_and(|all| all.iter().any(|c| c["status"] != "Unknown"));
+            if now.duration_since(*since) <= NODE_GRACE || !known {
+                continue;
+            }
+            let mut changed = (*node).clone();
+            for condition in changed["status"]["conditions"].as_array_mut().into_iter().flatten() {
+                condition["status"] = json!("Unknown");
+                condition["reason"] = json!("NodeStatusUnknown");
+                condition["message"] = json!("Kubelet stopped posting node status.");
+                condition["lastTransitionTime"] = json!(seconds(now));
+            }
+            store.put(&key, changed, now);
         }
-        let mut changed = (*node).clone();
-        for condition in changed["status"]["conditions"].as_array_mut().into_iter().flatten() {
-            condition["status"] = json!("Unknown");
-            condition["reason"] = json!("NodeStatusUnknown");
-            condition["message"] = json!("Kubelet stopped posting node status.");
-            condition["lastTransitionTime"] = json!(seconds(now));
-        }
-        store.put(&key, changed, now);
     }
 }
 
@@ -297,13 +308,22 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_fell_silent_is_unknown() {
-        let (mut store, now) = (Store::at(0), Timestamp::UNIX_EPOCH);
-        node(&mut store, "a1", now);
-        let later = |seconds| now.checked_add(SignedDuration::from_secs(seconds)).expect("a time");
-        tick(&mut store, later(40), &BTreeSet::new());
-        assert!(ready(store.get("/registry/nodes/a1").expect("it")));
-        tick(&mut store, later(41), &BTreeSet::new());
-        assert_eq!(store.get("/registry/nodes/a1").expect("it")["status"]["conditions"][0]["status"], "Unknown");
+    fn a_node_that_fell_silent_is_unknown_once_somebody_watched_for_long_enough() {
+        let (mut store, mut pulse) = (Store::at(0), Pulse::default());
+        let at = |seconds| Timestamp::from_second(seconds).expect("a time");
+        let status =
+            |store: &Store| store.get("/registry/nodes/a1").expect("it")["status"]["conditions"][0]["status"].clone();
+        node(&mut store, "a1", at(0));
+        pulse.silent_nodes(&mut store, at(1000));
+        assert_eq!(status(&store), "True", "an old Lease says nothing to who has just begun to watch");
+        let lease = json!({ "metadata": { "name": "a1" }, "spec": { "renewTime": seconds(at(1030)) } });
+        store.put(&kinds::key("leases", Some("kube-node-lease"), "a1"), lease, at(1030));
+        pulse.silent_nodes(&mut store, at(1030));
+        pulse.silent_nodes(&mut store, at(1070));
+        assert_eq!(status(&store), "True", "it moved");
+        pulse.silent_nodes(&mut store, at(1071));
+        assert_eq!(status(&store), "Unknown");
+        Pulse::default().silent_nodes(&mut store, at(1072));
+        assert_eq!(status(&store), "Unknown", "only the kubelet makes it known again");
     }
 }

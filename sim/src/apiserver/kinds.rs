@@ -62,6 +62,7 @@ const KINDS: &[Kind] = &[
     kind("coordination.k8s.io", "v1", "leases", "Lease", true, ""),
     kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", true, ""),
     kind("helm.cattle.io", "v1", "helmcharts", "HelmChart", true, ""),
+    kind("helm.cattle.io", "v1", "helmchartconfigs", "HelmChartConfig", true, ""),
     kind("k3s.cattle.io", "v1", "addons", "Addon", true, ""),
     kind("k3s.cattle.io", "v1", "etcdsnapshotfiles", "ETCDSnapshotFile", false, ""),
     kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget", true, "pdb"),

@@ -187,7 +187,7 @@ async fn anyone(settings: &Settings, token: &str, known: &[(String, Client)]) ->
     for (_, client) in known {
         let ask = async |mut request: Request| {
             request.authorization = Some(by_token("node", token));
-            client.send(&request, CALL).await
+            client.send(&request, CALL).await.map_err(|no| no.why)
         };
         match heartbeat(settings, Role::Agent, None, &ask).await {
             Ok(()) => {

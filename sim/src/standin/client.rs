@@ -23,6 +23,30 @@ pub(crate) struct Client {
     kept: Mutex<Option<SendRequest<Full<Bytes>>>>,
 }
 
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) struct NoAnswer {
+    /// The other side may have got the request, and done what it asks for.
+    pub(crate) sent: bool,
+    pub(crate) why: String,
+}
+
+impl NoAnswer {
+    pub(crate) fn not_sent(why: impl ToString) -> Self {
+        Self { sent: false, why: why.to_string() }
+    }
+
+    pub(crate) fn sent(why: impl ToString) -> Self {
+        Self { sent: true, why: why.to_string() }
+    }
+}
+
+impl From<NoAnswer> for String {
+    fn from(no: NoAnswer) -> Self {
+        no.why
+    }
+}
+
 impl Client {
     pub(crate) fn new(authority: impl Into<String>, tls: TlsConnector) -> Self {
         Self { authority: authority.into(), tls, kept: Mutex::new(None) }
@@ -31,19 +55,19 @@ impl Client {
     /// Sends a request and waits for the whole answer.
     ///
     /// # Errors
-    /// In words, if there was no answer.
-    pub(crate) async fn send(&self, request: &Request, within: Duration) -> Result<Answer, String> {
+    /// If there was no answer.
+    pub(crate) async fn send(&self, request: &Request, within: Duration) -> Result<Answer, NoAnswer> {
         let sent = tokio::time::timeout(within, self.exchange(request)).await;
-        let result = sent.unwrap_or_else(|_| Err(format!("no answer within {within:?}")));
-        result.map_err(|why| format!("https://{}: {why}", self.authority))
+        let result = sent.unwrap_or_else(|_| Err(NoAnswer::sent(format!("no answer within {within:?}"))));
+        result.map_err(|no| NoAnswer { why: format!("https://{}: {}", self.authority, no.why), ..no })
     }
 
-    async fn exchange(&self, request: &Request) -> Result<Answer, String> {
+    async fn exchange(&self, request: &Request) -> Result<Answer, NoAnswer> {
         let mut slot = self.kept.lock().await;
         // Taken out: if this call is given up in the middle, the connection is of no use any more.
         let mut sender = match slot.take() {
             Some(kept) if !kept.is_closed() => kept,
-            _ => self.connect().await?,
+            _ => self.connect().await.map_err(NoAnswer::not_sent)?,
         };
         let query: Vec<String> = request.query.iter().map(|(k, v)| format!("{}={}", escaped(k), escaped(v))).collect();
         let uri = if query.is_empty() { request.path.clone() } else { format!("{}?{}", request.path, query.join("&")) };
@@ -58,15 +82,15 @@ impl Client {
         if let Some(authorization) = &request.authorization {
             builder = builder.header(http::header::AUTHORIZATION, authorization);
         }
-        let message = builder.body(Full::new(Bytes::from(request.body.clone()))).map_err(|e| e.to_string())?;
-        sender.ready().await.map_err(|e| e.to_string())?;
-        let response = sender.send_request(message).await.map_err(|e| e.to_string())?;
+        let message = builder.body(Full::new(Bytes::from(request.body.clone()))).map_err(NoAnswer::not_sent)?;
+        sender.ready().await.map_err(NoAnswer::not_sent)?;
+        let response = sender.send_request(message).await.map_err(NoAnswer::sent)?;
         let code = response.status().as_u16();
         let json = response
             .headers()
             .get(http::header::CONTENT_TYPE)
             .is_some_and(|v| v.to_str().is_ok_and(|v| v.starts_with("application/json")));
-        let bytes = response.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
+        let bytes = response.into_body().collect().await.map_err(NoAnswer::sent)?.to_bytes();
         *slot = Some(sender);
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let body = match serde_json::from_str(&text) {

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 
-use super::client::Client;
+use super::client::{Client, NoAnswer};
 use super::disk::{Disk, Kept, Log};
 use super::{fatal, log};
 use crate::apiserver::store::{Op, Store};
@@ -372,7 +372,7 @@ impl Cluster {
 
     /// Performs a request that changes something: here if this server leads, else at the leader.
     pub(crate) async fn request(&self, request: &Request) -> Answer {
-        let deadline = Instant::now() + CALL;
+        let deadline = Instant::now() + COMMIT;
         loop {
             let leader = self.inner().leader;
             match leader {
@@ -384,9 +384,11 @@ impl Cluster {
                 }
                 Some(id) => match self.call::<Answer>(id, "request", request, COMMIT).await {
                     Ok(answer) => return answer,
+                    // That leader is gone: the next one gets it.
+                    Err(no) if !no.sent && Instant::now() < deadline => sleep(HEARTBEAT / 2).await,
                     // It may have been done: only who asked can tell what to do.
-                    Err(why) => {
-                        return Answer::refusal(504, "Timeout", format!("etcdserver: request timed out ({why})"));
+                    Err(no) => {
+                        return Answer::refusal(504, "Timeout", format!("etcdserver: request timed out ({})", no.why));
                     }
                 },
                 None if Instant::now() > deadline => return no_leader(),
@@ -685,9 +687,10 @@ impl Cluster {
         what: &str,
         body: &impl Serialize,
         within: Duration,
-    ) -> Result<T, String> {
-        let peer = self.members().into_iter().find(|m| m.id == id).ok_or("it is no member any more")?.peer;
-        let tls = self.tls.clone().ok_or("there are no other members")?;
+    ) -> Result<T, NoAnswer> {
+        let member = self.members().into_iter().find(|m| m.id == id);
+        let peer = member.ok_or_else(|| NoAnswer::not_sent("it is no member any more"))?.peer;
+        let tls = self.tls.clone().ok_or_else(|| NoAnswer::not_sent("there are no other members"))?;
         let lane = match what {
             // A write that waits must not hold up heartbeats.
             "append" | "vote" => "raft",
@@ -697,11 +700,11 @@ impl Cluster {
             let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
             clients.entry(format!("{peer} {lane}")).or_insert_with(|| Arc::new(Client::new(peer, tls))).clone()
         };
-        let body = serde_json::to_value(body).map_err(|e| e.to_string())?;
+        let body = serde_json::to_value(body).map_err(NoAnswer::not_sent)?;
         let answer = client.send(&Request::new("POST", &format!("/raft/{what}"), Some(&body)), within).await?;
         match answer.body {
-            Body::Json(value) if answer.code == 200 => serde_json::from_value(value).map_err(|e| e.to_string()),
-            other => Err(format!("{other:?}")),
+            Body::Json(value) if answer.code == 200 => serde_json::from_value(value).map_err(NoAnswer::sent),
+            other => Err(NoAnswer::sent(format!("{other:?}"))),
         }
     }
 

@@ -1,5 +1,6 @@
 //! `k3s server`: certificates, datastore, the API on 6443, etcd's ports, and what a leader does for the cluster.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
@@ -245,6 +246,7 @@ impl Server {
 
     /// What the leader does for all: the first objects, controllers, endpoints, promotions. Never returns.
     async fn lead(self: Arc<Self>) {
+        let mut pulse = controllers::Pulse::default();
         loop {
             if self.cluster.leads() {
                 let (alive, members) = (self.cluster.alive(), self.cluster.members());
@@ -262,11 +264,14 @@ impl Server {
                         let now = Timestamp::now();
                         seed(store, now);
                         endpoints(store, &addresses, port, now);
-                        controllers::tick(store, now, &std::collections::BTreeSet::new());
+                        controllers::tick(store, now, &BTreeSet::new());
+                        pulse.silent_nodes(store, now);
                         Answer::text(200, "ok")
                     })
                     .await;
                 self.cluster.promote().await;
+            } else {
+                pulse = controllers::Pulse::default();
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }

@@ -16,7 +16,7 @@ use kadence_core::version::Version;
 use serde::Serialize;
 
 use crate::layout::{bad, good, warn};
-use crate::words::{bytes, count, duration};
+use crate::words::{bytes, count, duration, names};
 
 /// Everything a report says. Its JSON is documented at [`crate::report::json`].
 #[derive(Serialize)]
@@ -171,7 +171,7 @@ impl<'a> Report<'a> {
             timeline: timeline(events),
             moments: events.iter().filter_map(moment).collect(),
             checks: checks(events),
-            outage: rollout.ended.as_ref().and_then(|(_, outage)| *outage),
+            outage: rollout.outage,
             backups: &rollout.backups,
             events,
             read: rollout,
@@ -215,7 +215,7 @@ fn nodes<'a>(events: &'a [Recorded], rollout: &'a Rollout) -> Vec<NodePart<'a>> 
     for event in events {
         match &event.event {
             Event::Intent { id, action } => open.extend(action.node().map(|node| (id, node))),
-            Event::Outcome { id, outcome } => match (open.get(id), &**outcome) {
+            Event::Outcome { id, outcome, .. } => match (open.get(id), &**outcome) {
                 (Some(node), Outcome::Done { report: Brought::Proven { proof }, .. }) => {
                     proofs.insert(node, proof);
                 }
@@ -277,7 +277,7 @@ fn timeline(events: &[Recorded]) -> Vec<Entry<'_>> {
                     held: None,
                 });
             }
-            Event::Outcome { id, outcome } => {
+            Event::Outcome { id, outcome, .. } => {
                 let Some(entry) = place.get(id).and_then(|i| entries.get_mut(*i)) else { continue };
                 entry.end = Some(event.at);
                 let (result, took, detail) = match &**outcome {
@@ -308,6 +308,7 @@ fn kind(action: &Action) -> &'static str {
         Action::Swap { .. } => "swap",
         Action::Prove { .. } => "prove",
         Action::Uncordon { .. } => "uncordon",
+        Action::Compare { .. } => "compare",
         Action::Validate { .. } => "validate",
         Action::Stop { .. } => "stop",
         Action::Place { .. } => "place",
@@ -323,6 +324,7 @@ fn kind(action: &Action) -> &'static str {
 fn about(action: &Action) -> Vec<&NodeName> {
     match action {
         Action::Look { before } => before.iter().collect(),
+        Action::Compare { after } => vec![after],
         other => other.node().into_iter().collect(),
     }
 }
@@ -367,8 +369,12 @@ fn brought(report: &Brought) -> String {
                 n => format!("{} worse", count(n, "thing")),
             }
         }
-        Brought::Reset { already: true } => "was done already".to_owned(),
-        Brought::Reset { already: false } => String::new(),
+        Brought::Compared { regressions } => match regressions.len() {
+            0 => "nothing is worse".to_owned(),
+            n => format!("{} worse", count(n, "thing")),
+        },
+        Brought::Reset { already: true, .. } => "was done already".to_owned(),
+        Brought::Reset { already: false, from } => from.clone().unwrap_or_default(),
     }
 }
 
@@ -383,11 +389,12 @@ fn failed(failure: &Failure) -> String {
 pub(super) fn moment(event: &Recorded) -> Option<Moment> {
     let (kind, what) = match &event.event {
         // The first turn is the beginning.
-        Event::TurnTaken { turn } if event.number > 2 => ("turn", format!("taken up again, turn {turn}")),
+        Event::TurnTaken { turn, .. } if event.number > 2 => ("turn", format!("taken up again, turn {turn}")),
         Event::Asked { request: Request::Pause } => ("asked", "asked to pause".to_owned()),
         Event::Asked { request: Request::Abort } => ("asked", "asked to abort".to_owned()),
-        Event::Held { hold } => ("held", format!("held: {}", hold.what)),
+        Event::Held { hold, .. } => ("held", format!("held: {}", hold.what)),
         Event::Resumed => ("resumed", "resumed".to_owned()),
+        Event::DeclaredOff { nodes } => ("declared-off", format!("declared powered off: {}", names(nodes))),
         _ => return None,
     };
     Some(Moment { at: event.at, kind, what, by: event.actor.clone() })
@@ -401,15 +408,18 @@ fn checks(events: &[Recorded]) -> Vec<Checked<'_>> {
             Event::Intent { id, action } => {
                 open.insert(id, action);
             }
-            Event::Outcome { id, outcome } => {
-                let hop = match open.get(id) {
-                    Some(Action::Check { hop } | Action::Validate { hop }) => hop + 1,
-                    _ => continue,
-                };
+            Event::Outcome { id, outcome, .. } => {
                 let Outcome::Done { report, .. } = &**outcome else { continue };
-                let (when, findings, regressions): (_, _, &[Regression]) = match report {
-                    Brought::Checked { findings, .. } => (format!("Before hop {hop}"), findings.as_slice(), &[]),
-                    Brought::Validated { findings, regressions } => (format!("After hop {hop}"), findings, regressions),
+                let (when, findings, regressions): (_, &[Finding], &[Regression]) = match (open.get(id), report) {
+                    (Some(Action::Check { hop }), Brought::Checked { findings, .. }) => {
+                        (format!("Before hop {}", hop + 1), findings, &[])
+                    }
+                    (Some(Action::Validate { hop }), Brought::Validated { findings, regressions }) => {
+                        (format!("After hop {}", hop + 1), findings, regressions)
+                    }
+                    (Some(Action::Compare { after }), Brought::Compared { regressions }) => {
+                        (format!("After {after}"), &[], regressions)
+                    }
                     _ => continue,
                 };
                 checks.push(Checked { when, at: event.at, findings, regressions });

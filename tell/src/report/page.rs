@@ -145,7 +145,6 @@ impl Html {
                 let failed = outage.reads.failed + outage.writes.failed;
                 entries.push(("Probes of the API", format!("{}, {failed} failed", outage.probes)));
             }
-            None if report.ended.is_none() => entries.push(("API gap", "told once it has ended".to_owned())),
             None => entries.push(("API gap", "not measured".to_owned())),
         }
         if let Purpose::Restore { backup, .. } = &report.plan.plan.decision.purpose {

@@ -21,7 +21,7 @@ fn a_minor_of_three_servers_is_taken_back_by_a_restore() {
     keep(&cluster, "after");
     let starts: Vec<usize> = cluster.names().iter().map(|n| cluster.starts(n)).collect();
 
-    // What is lost is said, and nobody said yes to it.
+    cluster.scene("what is lost is said, and nobody said yes to it");
     person.run(&["rollback", "shop"]).exits(3).says("lost");
     cluster.assert_all_on(&v.old);
     assert_eq!(starts, cluster.names().iter().map(|n| cluster.starts(n)).collect::<Vec<_>>(), "nothing was restarted");
@@ -56,6 +56,33 @@ fn a_minor_of_one_server_with_sqlite_is_taken_back_by_a_restore() {
     cluster.assert_all_on(&v.old);
     keep(&cluster, "after");
     person.run(&["rollback", "shop"]).exits(3).says("lost");
+    person.run(&["rollback", "shop", "--yes"]).exits(0);
+    cluster.assert_all_on(&before);
+    assert_eq!(kept(&cluster), ["before"]);
+}
+
+/// Nothing on the host reads SQLite, so K3s is stopped for the backup, and the copy is read where Kadence runs. What
+/// then lies on the node is damaged: the restore uses the vault's.
+#[test]
+fn one_server_without_sqlite3_and_python3_is_backed_up_by_a_stop_and_restored_out_of_the_vault() {
+    if !told(In::Full) {
+        return;
+    }
+    let v = versions();
+    let Some(before) = v.minor_before.clone() else { return skipped("the release source has one minor only") };
+    let cluster = Cluster::up("sqlite1", "e2e-sqbare", &before);
+    cluster.enter("s1", "for tool in sqlite3 python3; do rm -f $(command -v $tool); done");
+    let person = Person::before(&cluster);
+    keep(&cluster, "before");
+    let starts = cluster.starts("s1");
+    person.run(&["apply", "shop", "--to", &v.old]).exits(3).says("outage");
+    assert_eq!(cluster.starts("s1"), starts, "K3s is not stopped for a backup that nobody consented to");
+    person.run(&["apply", "shop", "--to", &v.old, "--yes"]).exits(0).says("stopped for a copy of SQLite");
+    cluster.assert_all_on(&v.old);
+    assert_eq!(cluster.starts("s1"), starts + 2, "once for the copy, once with the new binary");
+    keep(&cluster, "after");
+
+    cluster.enter("s1", "for copy in /var/lib/kadence/cold/*/state.db; do echo damaged > $copy; done");
     person.run(&["rollback", "shop", "--yes"]).exits(0);
     cluster.assert_all_on(&before);
     assert_eq!(kept(&cluster), ["before"]);

@@ -2,8 +2,10 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
 
-use kadence_testbed::{Cluster, Person};
+use kadence_testbed::{Cluster, Person, eventually};
 use serde_json::{Value, json};
 
 use crate::{In, skipped, told, versions};
@@ -33,7 +35,7 @@ fn one_server_with_sqlite_is_updated_and_taken_back() {
     for word in ["kubectl", "systemctl", "s1", v.new.as_str(), v.old.as_str()] {
         assert!(runbook.contains(word), "a person follows the runbook with {word}:\n{runbook}");
     }
-    // The only server restarts: that is an outage, and nobody consented.
+    cluster.scene("the only server restarts: that is an outage, and nobody consented");
     let before = cluster.starts("s1");
     person.run(&["apply", "shop"]).exits(3).says("E-CONSENT");
     cluster.assert_all_on(&v.old);
@@ -62,6 +64,12 @@ fn one_server_with_sqlite_is_updated_and_taken_back() {
     needs_nothing_else(&page);
     assert!(page.contains(&v.new) && page.contains(&v.old) && page.contains("s1"), "before and after are in it");
     assert!(page.contains("<svg"), "the timeline is a picture");
+    let token = std::fs::read_to_string(cluster.file("token")).expect("the cluster's token");
+    for secret in [token.trim(), "client-key-data", "AGE-SECRET-KEY-"] {
+        no_file_holds(&person.state(), secret);
+    }
+    // What ends in good order takes its connections and its temporary files with it.
+    eventually("nothing to be left behind", Duration::from_secs(5), || person.left_behind().is_empty());
 }
 
 /// What an inventory says of nodes is what the API says.
@@ -135,7 +143,7 @@ fn one_server_with_etcd_is_updated_and_taken_back_by_binaries_and_by_a_restore()
     cluster.assert_all_on(&before);
     assert_eq!(kept(&cluster), ["before"], "what came after the snapshot is lost");
 
-    // A restored cluster is one like any other.
+    cluster.scene("a restored cluster is one like any other");
     person.run(&["apply", "shop", "--to", &v.old, "--yes"]).exits(0);
     person.run(&["apply", "shop", "--yes"]).exits(0);
     cluster.assert_all_on(&v.new);
@@ -206,7 +214,7 @@ fn sudo_with_a_password_works_where_it_is_configured_and_is_refused_where_not() 
     let starts = cluster.starts("s1");
 
     // `init` saw that sudo wants one; as it stands there is none.
-    person.run(&["apply", "shop", "--yes"]).exits(2).says("KADENCE_SUDO_PASSWORD");
+    person.run(&["apply", "shop", "--yes"]).exits(3).says("KADENCE_SUDO_PASSWORD");
     let asked = std::fs::read_to_string(person.config()).expect("the configuration");
     let sudo = asked.lines().find(|l| l.trim_start().starts_with("sudo:")).expect("init wrote how sudo is used");
     person.with(sudo, "      sudo: passwordless", |person| {
@@ -219,21 +227,40 @@ fn sudo_with_a_password_works_where_it_is_configured_and_is_refused_where_not() 
     });
     cluster.assert_all_on(&v.old);
     assert_eq!(cluster.starts("s1"), starts, "nothing was touched");
-    assert_eq!(cluster.enter("s1", "ls /var/lib/kadence 2>&1 || true").contains("staged"), false, "nothing was sent");
+    assert!(!cluster.enter("s1", "ls /var/lib/kadence 2>&1 || true").contains("staged"), "nothing was sent");
 
     let right = person.folder.path().join("right");
     std::fs::write(&right, "testbed-password\n").expect("a file");
     person.edit(sudo, &format!("      sudo: {{password: {{file: {}}}}}", right.display()));
     person.run(&["apply", "shop", "--yes"]).exits(0);
     cluster.assert_all_on(&v.new);
-    no_file_holds(&person, "testbed-password");
+    no_file_holds(&person.state(), "testbed-password");
     let log = cluster.enter("s1", "journalctl -q -o cat | grep -c testbed-password || true");
     assert_eq!(log.trim(), "0", "no password in the host's journal");
+
+    cluster.scene("through a bastion, where the server itself takes no connection from here");
+    let (agent, rule) = (cluster.address("a1"), "INPUT -p tcp --dport 22 -s 172.31.77.1 -j REJECT");
+    cluster.enter("s1", &format!("iptables -I {rule}"));
+    let bastion = format!("    ssh:\n      bastion: \"pwops@{agent}\"\n");
+    person.with("    ssh:\n", &bastion, |person| {
+        let inventory = person.run(&["inspect", "shop", "--output", "json"]).exits(0).json();
+        // ssh does not jump through a host to itself, so nothing is known of that one.
+        let machine = cluster.enter("s1", "cat /etc/machine-id");
+        let server = inventory["nodes"].as_array().into_iter().flatten().find(|n| n["name"] == "s1");
+        assert_eq!(server.expect("the server")["host"]["machine_id"], machine.trim());
+    });
+    let direct = person.run(&["inspect", "shop", "--output", "json"]).exits(0).json();
+    let unknown = direct["unknown"].as_array().into_iter().flatten();
+    assert!(
+        unknown.into_iter().any(|u| u["of"] == "s1"),
+        "without the bastion it is out of reach: {}",
+        direct["unknown"]
+    );
 }
 
-/// No file of the state folder holds a text.
-fn no_file_holds(person: &Person, secret: &str) {
-    let mut folders = vec![person.state()];
+/// No file of a folder holds a text.
+fn no_file_holds(folder: &Path, secret: &str) {
+    let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
             if entry.path().is_dir() {
@@ -258,7 +285,7 @@ fn probes_are_asked_before_and_after_and_one_that_fails_since_halts() {
     let site = Site::open();
     let flag = person.folder.path().join("flag");
     std::fs::write(&flag, "").expect("a file");
-    person.edit("ready_within: 10m", "ready_within: 60s");
+    person.edit("ready_within: 10m", "ready_within: 45s");
     person.add(&format!(
         "    probes:\n      - name: page\n        test: {{http: {{url: \"http://{0}/\", contains: hello}}}}\n      \
          - name: port\n        test: {{tcp: \"{0}\"}}\n      - name: flag\n        test: {{command: [test, -e, \"{1}\"]}}\n      \
@@ -273,7 +300,7 @@ fn probes_are_asked_before_and_after_and_one_that_fails_since_halts() {
     }
     assert!(validated.stdout.contains("✘ probe never"), "{}", validated.stdout);
 
-    // One that failed before already does not count; one that fails since does.
+    cluster.scene("one that failed before already does not count; one that fails since does");
     let mut running = person.start(&["apply", "shop", "--yes"]);
     running.until("✔ cordon s1", crate::SOON);
     std::fs::remove_file(&flag).expect("the flag");

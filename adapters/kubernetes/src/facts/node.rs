@@ -1,5 +1,6 @@
 //! A Node object, turned into words.
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeStatus, Taint};
 use kadence_core::fact::Fact;
 use kadence_core::ident::NodeName;
@@ -30,6 +31,7 @@ pub(crate) fn api_node(node: &Node) -> ApiNode {
         etcd_label: label("node-role.kubernetes.io/etcd"),
         version: info.kubelet_version.parse().into(),
         ready: ready(&status),
+        reported: reported(&status),
         internal_ip: status.addresses.iter().flatten().find(|a| a.type_ == "InternalIP").map(|a| a.address.clone()),
         arch: Arch::parse(&info.architecture)
             .map_or_else(|| Fact::unknown(format!("K3s has no releases for `{}`", info.architecture)), Fact::Known),
@@ -62,6 +64,12 @@ pub(crate) fn api_node(node: &Node) -> ApiNode {
 fn ready(status: &NodeStatus) -> Fact<bool> {
     let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
     ready.map_or_else(|| Fact::unknown("the node has no condition Ready yet"), |c| Fact::Known(c.status == "True"))
+}
+
+fn reported(status: &NodeStatus) -> Fact<Timestamp> {
+    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready");
+    let told = ready.and_then(|c| c.last_heartbeat_time.as_ref());
+    told.map_or_else(|| Fact::unknown("the node's condition Ready has no lastHeartbeatTime"), |at| Fact::Known(at.0))
 }
 
 fn taints(taints: &[Taint]) -> Vec<String> {
@@ -158,7 +166,7 @@ mod tests {
                     { "type": "EtcdIsVoter", "status": "True" },
                     { "type": "DiskPressure", "status": "True" },
                     { "type": "MemoryPressure", "status": "False" },
-                    { "type": "Ready", "status": "True" },
+                    { "type": "Ready", "status": "True", "lastHeartbeatTime": "2026-11-25T02:00:07Z" },
                 ],
                 "nodeInfo": {
                     "architecture": "amd64", "bootID": "b", "containerRuntimeVersion": "containerd://2.3.2-k3s2",
@@ -178,6 +186,7 @@ mod tests {
         let node = api_node(&parse(server()));
         assert_eq!(node.version, Fact::Known("v1.36.3+k3s1".parse().expect("version")));
         assert_eq!(node.ready, Fact::Known(true));
+        assert_eq!(node.reported, Fact::Known("2026-11-25T02:00:07Z".parse().expect("a time")));
         assert!(node.control_plane && node.etcd_label);
         assert_eq!(node.internal_ip.as_deref(), Some("10.0.0.11"));
         assert_eq!(node.etcd_member.as_deref(), Some("s1-1a2b3c4d"));
@@ -201,7 +210,8 @@ mod tests {
         assert_eq!(api_node(&parse(silent)).ready, Fact::Known(false));
         let mut new = server();
         new["status"]["conditions"] = json!([]);
-        assert!(api_node(&parse(new)).ready.why().is_some());
+        let new = api_node(&parse(new));
+        assert!(new.ready.why().is_some() && new.reported.why().is_some());
     }
 
     #[test]

@@ -241,7 +241,7 @@ fn packaged_chart(chart: &DynamicObject, jobs: &[ChartJob], releases: &[HelmRele
 }
 
 /// The name alone in `kube-system`, where K3s keeps what it packages; else `namespace/name`.
-fn short_name(object: &DynamicObject) -> String {
+pub(crate) fn short_name(object: &DynamicObject) -> String {
     match object.namespace().as_deref() {
         None | Some("kube-system") => object.name_any(),
         Some(_) => full_name(object),

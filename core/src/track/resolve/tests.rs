@@ -227,10 +227,7 @@ fn what_the_source_could_not_read_is_told_with_its_reason() {
 #[test]
 fn a_pre_release_is_taken_only_by_somebody_who_says_so() {
     let nodes = [("s1", "v1.36.4+k3s1")];
-    let rc = v("v1.37.0-rc1+k3s1");
     assert_eq!(refusal(&nodes, "v1.37.0-rc1+k3s1", &upstream()), "v1.37.0-rc1+k3s1 is a pre-release");
-    let ladder = resolve(&nodes, &Wish::ToPrerelease(rc.clone()), &upstream()).expect("a ladder");
-    assert_eq!(ladder.to_vec(), [rc]);
 
     let mut catalog = upstream();
     catalog.releases.get_mut(&v("v1.36.4+k3s1")).expect("it").prerelease = true;
@@ -242,16 +239,6 @@ fn a_pre_release_is_taken_only_by_somebody_who_says_so() {
     let (ladder, because) = newest_patch(&[("s1", "v1.36.3+k3s1")], &catalog);
     assert_eq!(ladder, ["v1.36.3+k3s1"]);
     assert_eq!(because[1..], ["not v1.36.4+k3s1: it is a pre-release"]);
-}
-
-#[test]
-fn being_allowed_a_pre_release_allows_nothing_else() {
-    let mut catalog = upstream();
-    let rc = catalog.releases.get_mut(&v("v1.37.0-rc1+k3s1")).expect("it");
-    rc.published = Some(at("2026-05-01"));
-    let wish = Wish::ToPrerelease(v("v1.37.0-rc1+k3s1"));
-    let error = resolve(&[("s1", "v1.36.4+k3s1")], &wish, &catalog).expect_err("a refusal");
-    assert!(matches!(error, Refusal::OlderBuilt(_)), "{error}");
 }
 
 #[test]
@@ -369,14 +356,13 @@ proptest! {
         wish in prop_oneof![
             Just(Wish::NewestPatch),
             any_version().prop_map(Wish::To),
-            any_version().prop_map(Wish::ToPrerelease),
         ],
     ) {
         let Ok(ladder) = ladder(&nodes, &archs, &wish, &catalog, at("2026-11-24")) else { return Ok(()) };
         let (target, below) = ladder.split_last().expect("never empty");
         let versions: BTreeSet<_> = nodes.values().map(|(_, version)| version).collect();
         prop_assert!(versions.iter().all(|version| *version <= target), "nothing goes below what runs");
-        if let Wish::To(asked) | Wish::ToPrerelease(asked) = &wish {
+        if let Wish::To(asked) = &wish {
             prop_assert_eq!(asked, target);
         }
         let lowest = (*versions.first().expect("a node")).clone();
@@ -390,9 +376,7 @@ proptest! {
             prop_assert!(rung.minor().above(previous.minor()).expect("one major") <= 1, "no minor is skipped");
             let release = &catalog.releases[rung];
             prop_assert!(archs.iter().all(|arch| release.binaries.contains_key(arch)));
-            if !matches!(wish, Wish::ToPrerelease(_)) || rung != target {
-                prop_assert!(!release.is_prerelease() || versions.contains(rung));
-            }
+            prop_assert!(!release.is_prerelease() || versions.contains(rung));
             // Build dates never fall by more than a train, for any node that takes the step.
             let before = versions.iter().copied().filter(|version| *version < rung).chain([previous]);
             for before in before.filter_map(|version| catalog.releases.get(version)?.published) {

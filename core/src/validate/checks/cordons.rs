@@ -8,8 +8,8 @@ pub(super) const CHECK: Check = Check {
     code: "CORDONS",
     number: 27,
     title: "no node is cordoned",
-    why: "somebody who cordons a node is at work on it or means to; what Kadence did not cordon it does not uncordon",
-    weight: Weight::Gate,
+    why: "somebody who cordons a node is at work on it or means to; a node with somebody else's cordon is not touched",
+    weight: Weight::Invariant,
     needs: &[],
     judge,
 };
@@ -24,8 +24,8 @@ fn judge(question: &Question<'_>) -> Vec<Answer> {
                 Answer::block(name, format!("{name} is cordoned, and not by Kadence"))
                     .fact(format!("kubectl get node {name}: SchedulingDisabled"))
                     .remedy(format!(
-                        "kubectl uncordon {name} if nobody needs it any more; to update it as it is, waive this check: the \
-                         cordon then stays"
+                        "kubectl uncordon {name} if nobody needs the cordon any more; an agent can be left out of the \
+                         update (--exclude)"
                     )),
             ),
             Cordon::Ours { mark } => {
@@ -34,7 +34,9 @@ fn judge(question: &Question<'_>) -> Vec<Answer> {
                     answers.push(
                         Answer::warn(name, format!("{name} is still cordoned by the rollout {}", mark.rollout))
                             .fact(format!("kubectl get node {name} --output yaml: Kadence's annotations"))
-                            .remedy("kadence resume goes on with that rollout, kadence abort ends it; both lift the cordon"),
+                            .remedy(
+                                "kadence resume goes on with that rollout, kadence abort ends it; both lift the cordon",
+                            ),
                     );
                 }
             }

@@ -1,4 +1,4 @@
-//! Waivers that do nothing.
+//! Waivers and exclusions that do nothing.
 
 use jiff::Timestamp;
 
@@ -8,7 +8,7 @@ use crate::config::WaiverEntry;
 pub(super) const CHECK: Check = Check {
     code: "WAIVERS",
     number: 46,
-    title: "every waiver in kadence.yaml holds",
+    title: "every waiver and every exclusion in kadence.yaml holds",
     why: "a waiver that does nothing looks as if something was agreed upon",
     weight: Weight::Advice,
     needs: &[],
@@ -33,16 +33,21 @@ pub(super) fn fault(entry: &WaiverEntry, now: Timestamp) -> Option<String> {
 }
 
 fn judge(question: &Question<'_>) -> Vec<Answer> {
-    let entries = question.cluster.waivers.iter();
-    entries
-        .filter_map(|entry| {
-            let fault = fault(entry, question.now)?;
-            let answer = Answer::warn(&entry.check, format!("the waiver of {} {fault}", entry.owner))
-                .fact("kadence.yaml: waivers")
-                .remedy("remove it, or correct it: docs/checks.md lists the checks and which of them can be waived");
-            Some(answer)
-        })
-        .collect()
+    let waivers = question.cluster.waivers.iter().filter_map(|entry| {
+        let fault = fault(entry, question.now)?;
+        let answer = Answer::warn(&entry.check, format!("the waiver of {} {fault}", entry.owner))
+            .fact("kadence.yaml: waivers")
+            .remedy("remove it, or correct it: docs/checks.md lists the checks and which of them can be waived");
+        Some(answer)
+    });
+    let exclusions = question.cluster.exclude.iter().filter_map(|entry| {
+        let fault = entry.fault(question.now)?;
+        let answer = Answer::warn(&entry.node, format!("the exclusion of {} {fault}", entry.owner))
+            .fact("kadence.yaml: exclude")
+            .remedy("remove it, so that the agent is updated with the others, or give it a new end");
+        Some(answer)
+    });
+    waivers.chain(exclusions).collect()
 }
 
 #[cfg(test)]
@@ -50,8 +55,10 @@ mod tests {
     use jiff::SignedDuration;
 
     use super::*;
+    use crate::config::ExcludeEntry;
+    use crate::fact::Fact;
+    use crate::inventory::Inventory;
     use crate::inventory::example::{ha, node_mut, now};
-    use crate::inventory::{Cordon, Inventory};
     use crate::validate::checks::tests::{Case, blocks, of, passes, warns};
     use crate::validate::finding::Verdict;
 
@@ -65,24 +72,22 @@ mod tests {
         }
     }
 
-    fn cordoned() -> Inventory {
+    fn not_ready() -> Inventory {
         let mut inventory = ha("v1.36.3+k3s1");
-        if let Some(object) = &mut node_mut(&mut inventory, "s2").object {
-            object.cordon = Cordon::Foreign;
-        }
+        node_mut(&mut inventory, "s2").ready = Fact::Known(false);
         inventory
     }
 
     fn waived(entry: WaiverEntry) -> Case {
-        let mut case = Case::of(&cordoned());
+        let mut case = Case::of(&not_ready());
         case.cluster.waivers = vec![entry];
         case
     }
 
     #[test]
     fn a_waiver_that_holds_lets_the_finding_stand_and_not_block() {
-        let findings = waived(entry("CORDONS", 1)).run();
-        let found = of(&findings, "CORDONS");
+        let findings = waived(entry("BASELINE", 1)).run();
+        let found = of(&findings, "BASELINE");
         assert_eq!((found[0].verdict, found[0].blocks()), (Verdict::Block, false));
         assert_eq!(found[0].waived.as_ref().map(|w| w.owner.as_str()), Some("ops"));
         passes(&findings, "WAIVERS");
@@ -90,15 +95,33 @@ mod tests {
 
     #[test]
     fn it_holds_for_its_subject_and_until_its_end_only() {
-        let other = WaiverEntry { about: Some("s3".to_owned()), ..entry("CORDONS", 1) };
-        blocks(&waived(other).run(), "CORDONS", "s2");
-        let mine = WaiverEntry { about: Some("s2".to_owned()), ..entry("CORDONS", 1) };
-        assert!(!of(&waived(mine).run(), "CORDONS")[0].blocks());
-        let findings = waived(entry("CORDONS", 0)).run();
-        blocks(&findings, "CORDONS", "s2");
-        assert!(of(&findings, "CORDONS")[0].facts.iter().any(|f| f.contains("ended at 2026-11-24")), "it is said");
+        let other = WaiverEntry { about: Some("s3".to_owned()), ..entry("BASELINE", 1) };
+        blocks(&waived(other).run(), "BASELINE", "s2");
+        let mine = WaiverEntry { about: Some("s2".to_owned()), ..entry("BASELINE", 1) };
+        assert!(!of(&waived(mine).run(), "BASELINE")[0].blocks());
+        let findings = waived(entry("BASELINE", 0)).run();
+        blocks(&findings, "BASELINE", "s2");
+        assert!(of(&findings, "BASELINE")[0].facts.iter().any(|f| f.contains("ended at 2026-11-24")), "it is said");
         warns(&findings, "WAIVERS", "ended at");
-        blocks(&waived(WaiverEntry { reason: " ".to_owned(), ..entry("CORDONS", 1) }).run(), "CORDONS", "s2");
+        blocks(&waived(WaiverEntry { reason: " ".to_owned(), ..entry("BASELINE", 1) }).run(), "BASELINE", "s2");
+    }
+
+    #[test]
+    fn an_exclusion_that_has_ended_is_said() {
+        let excluded = |hours| ExcludeEntry {
+            node: "a1".into(),
+            owner: "ops".to_owned(),
+            reason: "its disk is being replaced".to_owned(),
+            until: now() + SignedDuration::from_hours(hours),
+        };
+        let mut case = Case::of(&ha("v1.36.3+k3s1"));
+        case.cluster.exclude = vec![excluded(1)];
+        passes(&case.run(), "WAIVERS");
+        assert_eq!(case.cluster.excluded(now()).count(), 1);
+        case.cluster.exclude = vec![excluded(0), ExcludeEntry { reason: " ".to_owned(), ..excluded(1) }];
+        warns(&case.run(), "WAIVERS", "the exclusion of ops for a1 ended at");
+        warns(&case.run(), "WAIVERS", "the exclusion of ops for a1 lacks an owner or a reason");
+        assert_eq!(case.cluster.excluded(now()).count(), 0);
     }
 
     #[test]
