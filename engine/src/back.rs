@@ -185,8 +185,7 @@ impl Engine {
                 BackupMethod::Command { .. } => return Err(vault.to_string()),
             };
             let Some(copy) = &receipt.backup.on_node else { return Err(vault.to_string()) };
-            let remote =
-                RemoteFile { path: copy.path.clone(), bytes: receipt.bytes, digest: receipt.backup.digest };
+            let remote = RemoteFile { path: copy.path.clone(), bytes: receipt.bytes, digest: receipt.backup.digest };
             self.hosts
                 .pull(server, &remote, &file)
                 .await

@@ -100,7 +100,9 @@ impl Engine {
             knowledge: self.knowledge,
             now: self.clock.now(),
         };
-        let mut plan = planner::plan(&question, &ladder, &wish.scope, &self.version)?;
+        let mut scope = wish.scope.clone();
+        scope.exclude.extend(self.config.excluded(self.clock.now()).map(|entry| entry.node.clone()));
+        let mut plan = planner::plan(&question, &ladder, &scope, &self.version)?;
         plan.seen.because.extend(ladder.because.iter().cloned());
         let faults = verify::faults(&plan);
         if !faults.is_empty() {
@@ -136,15 +138,11 @@ impl Engine {
         }))
     }
 
-    /// Whether a plan that was made earlier still fits what runs now.
-    ///
-    /// # Errors
-    /// What is not as it was when the plan was made, or not known.
-    pub fn still_fits(&self, plan: &Plan, inventory: &Inventory) -> Result<(), StartError> {
-        let now = planner::preconditions(inventory, &self.config, &plan.decision.excluded)?;
-        match precondition::changed_since(&plan.decision.preconditions, &now) {
-            None => Ok(()),
-            Some(what) => Err(StartError::Changed { plan: plan.hash().short(), what }),
+    /// What of a plan that was made earlier does not fit what runs now, or is not known any more.
+    pub fn misfit(&self, plan: &Plan, inventory: &Inventory) -> Option<String> {
+        match planner::preconditions(inventory, &self.config, &plan.decision.excluded) {
+            Ok(now) => precondition::changed_since(&plan.decision.preconditions, &now),
+            Err(unknown) => Some(unknown.to_string()),
         }
     }
 

@@ -265,11 +265,11 @@ impl Player<'_> {
         let engine = self.engine();
         let killed = self.killed.load(Ordering::Relaxed);
         if self.case.then == Then::TakeItBackWhenKilled && killed {
-            return self.settle(&engine, true).await;
+            return Box::pin(self.settle(&engine, true)).await;
         }
-        let end = self.settle(&engine, false).await;
+        let end = Box::pin(self.settle(&engine, false)).await;
         match (self.case.then, &end) {
-            (Then::TakeItBack, end) if !matches!(end, End::NotBegun(_)) => self.settle(&engine, true).await,
+            (Then::TakeItBack, end) if !matches!(end, End::NotBegun(_)) => Box::pin(self.settle(&engine, true)).await,
             _ => end,
         }
     }
@@ -278,7 +278,7 @@ impl Player<'_> {
     async fn settle(&self, engine: &Engine, back: bool) -> End {
         let mut tries = 0;
         loop {
-            let end = match self.go_on(engine, back).await {
+            let end = match Box::pin(self.go_on(engine, back)).await {
                 Ok(Driven::Ended(ending)) => return End::Ended(ending),
                 Ok(Driven::Held(hold)) => End::Held(hold),
                 Err(Halt::NotBegun(why)) => return End::NotBegun(why),
@@ -305,7 +305,7 @@ impl Player<'_> {
         match last {
             None if back => Err(Halt::NotBegun("nothing to take back".to_owned())),
             None => self.update(engine).await,
-            Some(last) if back && !last.plan.decision.goes_back() => self.take_back(engine, last).await,
+            Some(last) if back && !last.plan.decision.goes_back() => Box::pin(self.take_back(engine, last)).await,
             Some(last) => match &last.ended {
                 Some((ending, _)) => {
                     self.judge_end(&last, ending);

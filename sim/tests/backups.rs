@@ -84,7 +84,7 @@ impl Play {
         let (_ask, mut stop) = tokio::sync::mpsc::unbounded_channel();
         match self.engine.drive(&mut rollout, &mut stop).await.expect("driven") {
             Driven::Ended(ending) => (rollout, ending),
-            Driven::Held(hold) => panic!("{hold:?}\n{}", self.world.log().join("\n")),
+            Driven::Held(hold) => unreachable!("{hold:?}\n{}", self.world.log().join("\n")),
         }
     }
 
@@ -92,7 +92,7 @@ impl Play {
     async fn restore(&self, spoil: impl FnOnce(&Plan)) -> String {
         let uid = self.stage.store.known_uid("shop").await.expect("asked").expect("known");
         let WayBack::Plan { plan, seen } = self.engine.way_back(&uid, &[]).await.expect("a way back") else {
-            panic!("no plan");
+            unreachable!("no plan");
         };
         assert!(matches!(plan.decision.purpose, Purpose::Restore { .. }), "{:?}", plan.decision.purpose);
         spoil(&plan);
@@ -227,7 +227,7 @@ fn a_restore_uses_the_copy_on_the_node_if_it_is_what_it_was_and_else_the_vaults(
                 assert_eq!(play.carry_out(play.plan(&v(36, 4)).await).await.1, Ending::Completed);
                 let used = play
                     .restore(|plan| {
-                        let Purpose::Restore { backup, .. } = &plan.decision.purpose else { panic!("no restore") };
+                        let Purpose::Restore { backup, .. } = &plan.decision.purpose else { unreachable!("no restore") };
                         spoil(&play.world, &backup.on_node.as_ref().expect("a copy").path);
                     })
                     .await;

@@ -140,7 +140,8 @@ fn two_states_never_act_at_once() {
         let (violations, ends, log) = kadence_sim::runtime().expect("a runtime").block_on(async {
             let topology = Topology { servers: 3, agents: 1, datastore: DatastoreKind::EmbeddedEtcd };
             let world = World::cluster(topology, Version::new(1, 36, 3, 1)).seed(apart).build();
-            let states = [Stage::new(world.clone(), "one", folder.path()), Stage::new(world.clone(), "other", folder.path())];
+            let states =
+                [Stage::new(world.clone(), "one", folder.path()), Stage::new(world.clone(), "other", folder.path())];
             world.rollout_begins();
             let (one, other) = tokio::join!(update(&states[0], 0), update(&states[1], apart));
             (world.violations(), [one, other], world.log())

@@ -155,7 +155,10 @@ impl Connection {
         if let Some(idle) = std::num::NonZeroUsize::new(IDLE_SECONDS) {
             builder.control_persist(ControlPersist::IdleFor(idle));
         }
-        if let Some(bastion) = &self.settings.ssh.bastion {
+        // A node may itself be the bastion: it is not jumped to through itself.
+        if let Some(bastion) = &self.settings.ssh.bastion
+            && host_of(bastion) != to.address
+        {
             builder.jump_hosts([bastion]);
         }
         let connecting = builder.connect_mux(&to.address);
@@ -433,6 +436,18 @@ fn last_line(text: &str) -> &str {
     text.lines().rev().map(str::trim).find(|l| !l.is_empty()).unwrap_or_default()
 }
 
+/// The host of `user@host:port`, without the brackets of an IPv6 address.
+fn host_of(destination: &str) -> &str {
+    let host = destination.rsplit_once('@').map_or(destination, |(_, host)| host);
+    if let Some(v6) = host.strip_prefix('[') {
+        return v6.split(']').next().unwrap_or_default();
+    }
+    match host.split_once(':') {
+        Some((name, rest)) if !rest.contains(':') => name,
+        _ => host,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -456,5 +471,17 @@ mod tests {
     fn control_sockets_fit_into_a_socket_address() {
         let folder = control_folder().expect("a folder");
         assert!(folder.path().as_os_str().len() + "/.ssh-connectionxxxxxx/master.xxxxxxxxxxxxxxxx".len() <= 107);
+    }
+
+    #[test]
+    fn the_host_of_a_bastion_is_found() {
+        for (text, host) in [
+            ("10.0.0.1", "10.0.0.1"),
+            ("ops@gate:2222", "gate"),
+            ("ops@[fd00::1]:22", "fd00::1"),
+            ("fd00::1", "fd00::1"),
+        ] {
+            assert_eq!(super::host_of(text), host, "{text}");
+        }
     }
 }

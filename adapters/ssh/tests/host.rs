@@ -244,7 +244,7 @@ async fn a_swap_is_done_once_per_id() {
         host.run("cd /var/lib/kadence; ls staged binaries actions | grep -v : | grep . || echo nothing"),
         "nothing"
     );
-    assert_eq!(host.run("cat /var/lib/kadence/turn"), "3", "the turn outlives everything");
+    assert_eq!(host.run("cat /var/lib/kadence/turn"), "3 eva", "the turn outlives everything");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,8 +47,10 @@ pub(crate) async fn apply(global: &Global, args: &Apply) -> Result<Exit, Failure
         None => planned(&engine, &screen, &inventory, &wish(&args.target)).await?,
     };
     same_cluster(&plan, &inventory)?;
-    if args.plan.is_some() {
-        engine.still_fits(&plan, &inventory)?;
+    if args.plan.is_some()
+        && let Some(what) = engine.misfit(&plan, &inventory)
+    {
+        return Err(StartError::Changed { plan: plan.hash().short(), what }.into());
     }
     if plan.decision.hops.is_empty() {
         say(format!("{} is on {} already: nothing to do.", args.cluster, plan.decision.target));
@@ -238,12 +240,8 @@ pub(crate) async fn ask(global: &Global, cluster: &str, request: Request) -> Res
 fn may_go_on(args: &Apply, unfinished: &Rollout) -> Result<(), Failure> {
     let cluster = &args.cluster;
     if let Some(hold) = &unfinished.hold {
-        return Err(Failure::new(
-            Exit::Held,
-            "E-HELD",
-            format!("{} of {cluster} holds: {}", unfinished.id, hold.what),
-        )
-        .next(format!("{}; then kadence resume {cluster}, or kadence abort {cluster}", hold.next)));
+        return Err(Failure::new(Exit::Held, "E-HELD", format!("{} of {cluster} holds: {}", unfinished.id, hold.what))
+            .next(format!("{}; then kadence resume {cluster}, or kadence abort {cluster}", hold.next)));
     }
     let decision = &unfinished.plan.decision;
     let other = args.target.to.as_ref().is_some_and(|to| *to != decision.target)

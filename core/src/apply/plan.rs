@@ -158,7 +158,7 @@ pub struct BackupRef {
 
 /// A copy of the datastore on a node: a file, or a folder with SQLite's files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "StoredNodeCopy")]
+#[serde(from = "StoredNodeCopy", into = "StoredNodeCopy")]
 pub struct NodeCopy {
     pub path: String,
     /// Of a folder that of the list of its files. `None`: nobody recorded it, so the copy is not used.
@@ -167,10 +167,10 @@ pub struct NodeCopy {
     pub reaches: Fact<u64>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum StoredNodeCopy {
-    /// As the first logs have it.
+    /// As the first logs have it, and as such a copy is written again: the hash of its plan stays.
     Path(String),
     Copy {
         path: String,
@@ -186,6 +186,15 @@ impl From<StoredNodeCopy> for NodeCopy {
                 Self { path, digest: None, reaches: Fact::unknown("nobody recorded what is in it") }
             }
             StoredNodeCopy::Copy { path, digest, reaches } => Self { path, digest, reaches },
+        }
+    }
+}
+
+impl From<NodeCopy> for StoredNodeCopy {
+    fn from(copy: NodeCopy) -> Self {
+        match copy {
+            NodeCopy { path, digest: None, reaches: Fact::Unknown(_) } => Self::Path(path),
+            NodeCopy { path, digest, reaches } => Self::Copy { path, digest, reaches },
         }
     }
 }
@@ -287,7 +296,7 @@ impl Default for Manner {
         Self {
             settle: SignedDuration::from_secs(30),
             // Ten minutes is the field's floor for slow disks: start-up migrations and image imports happen before
-            // Ready (field-problems: check 6 uses max(10 min, 3 x earlier starts)).
+            // Ready.
             ready_within: SignedDuration::from_mins(10),
             drain_within: SignedDuration::from_mins(10),
             agents_at_once: 1,

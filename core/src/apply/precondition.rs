@@ -272,7 +272,7 @@ fn every_other_node_healthy(
 /// one may be stopped is judged all the same.
 fn still_to_take_back(decision: &Decision, step: &Step, node: &NodeName) -> bool {
     matches!(decision.purpose, Purpose::Rollback { .. })
-        && decision.hops.iter().flat_map(|h| &h.steps).any(|s| s.node == *node && s.wave > step.wave)
+        && decision.hops.iter().flat_map(|h| &h.steps).any(|s| s.node == *node && s.wave >= step.wave)
 }
 
 /// Up: servers before agents. Down: agents before servers. So no agent ever runs newer than any server

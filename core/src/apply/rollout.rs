@@ -355,6 +355,10 @@ impl Rollout {
                 if *request == Request::Abort && self.phase == Phase::Restoring {
                     self.give_up_restore();
                 }
+                self.put_off_begun();
+                if *request == Request::Abort {
+                    self.forget_unknown_looks();
+                }
             }
             Event::DeclaredOff { nodes } => {
                 self.consent.powered_off.extend(nodes.iter().cloned());
@@ -363,6 +367,7 @@ impl Rollout {
                 for (action, done) in self.restore.iter_mut().flatten() {
                     *done |= of_them(action);
                 }
+                self.restored();
             }
             Event::Held { hold, outage } => {
                 self.measured(*outage);
@@ -580,6 +585,25 @@ impl Rollout {
                 Verdict::No(no) => self.stop_for(no),
             }
         }
+        // Of a group nobody is begun if one may not be.
+        if self.hold.is_some() {
+            self.put_off_begun();
+        }
+    }
+
+    /// Nodes that are about to be cordoned, and of which nothing was asked yet, wait again.
+    fn put_off_begun(&mut self) {
+        let open =
+            |node: &NodeName| self.open.values().any(|o| matches!(&o.action, Action::Cordon { node: n } if n == node));
+        let begun: Vec<NodeName> = self
+            .nodes
+            .iter()
+            .filter(|(name, p)| p.at == At::Cordoning && p.cordon.is_none() && !p.look_again && !open(name))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for node in begun {
+            self.with(&node, |p| p.at = At::Waiting);
+        }
     }
 
     /// Stops before the next node; what is in hand is finished first.
@@ -639,6 +663,24 @@ impl Rollout {
         }
     }
 
+    /// A look whose answer nobody waits for any more: its nodes were not begun.
+    fn forget_unknown_looks(&mut self) {
+        let mut forgotten = Vec::new();
+        self.open.retain(|_, open| match &open.action {
+            Action::Look { before }
+                if open.unknown.is_some()
+                    && before.iter().all(|n| self.nodes.get(n).is_some_and(|p| p.at == At::Looking)) =>
+            {
+                forgotten.extend(before.iter().cloned());
+                false
+            }
+            _ => true,
+        });
+        for node in forgotten {
+            self.with(&node, |p| p.at = At::Waiting);
+        }
+    }
+
     /// As long as nothing was replaced, a restore can be given up: what was stopped is started again.
     fn give_up_restore(&mut self) {
         if self.given_up || !self.sent.is_empty() {
@@ -687,19 +729,35 @@ impl Rollout {
                 p.failure = Some(failure.clone());
                 p.at = At::GivingUp;
             }),
-            // Looking and cordoning change nothing that would have to be undone.
-            Action::Look { .. } | Action::Cordon { .. } => self.stop_for(No {
-                cause: if failure.kind == FailureKind::Changed { HoldCause::Changed } else { HoldCause::Unknown },
-                what: failure.what.clone(),
-                next: "look at what happened, then resume".to_owned(),
-            }),
+            // A refused cordon is not asked again before a person has looked. An earlier try of the same may have set it.
+            Action::Look { .. } | Action::Cordon { .. } => {
+                if let Action::Cordon { node } = action {
+                    self.with(node, |p| {
+                        p.at = At::GivingUp;
+                        p.look_again = false;
+                    });
+                }
+                self.stop_for(No {
+                    cause: if failure.kind == FailureKind::Changed { HoldCause::Changed } else { HoldCause::Unknown },
+                    what: failure.what.clone(),
+                    next: "look at what happened, then resume".to_owned(),
+                });
+            }
             Action::Swap { node, .. } | Action::Prove { node, .. } => {
                 let at_now = self.nodes.get(node).map(|p| p.at);
                 let going_back = matches!(at_now, Some(At::PuttingBack | At::ProvingBack));
                 let binary = self.step(node).is_some_and(|s| s.undo == UndoClass::Binary);
                 let undo = !going_back && binary && !self.plan.decision.goes_back();
-                // The order itself failed: as far as anybody knows the old version still runs. Proof decides.
-                let unchanged = !going_back && !undo && matches!(action, Action::Swap { .. });
+                // The order itself failed, and the old binary is still in place, or was to be put there anyway: whether
+                // the node is well is proven. Otherwise nobody knows which of both the next start would take.
+                let in_place = matches!(
+                    failure.kind,
+                    FailureKind::Digest | FailureKind::DiskFull | FailureKind::Changed | FailureKind::Superseded
+                );
+                let unchanged = !going_back
+                    && !undo
+                    && matches!(action, Action::Swap { .. })
+                    && (in_place || self.plan.decision.goes_back());
                 let unit = self.step(node).map_or("k3s", |s| s.role.unit());
                 let next = if undo || unchanged {
                     format!("find the cause (journalctl -u {unit} on {node}), then make a new plan")
@@ -791,6 +849,10 @@ impl Rollout {
                 break;
             }
         }
+        self.restored();
+    }
+
+    fn restored(&mut self) {
         if self.restore.iter().flatten().all(|(_, done)| *done) {
             self.phase = Phase::Over;
         }

@@ -131,7 +131,7 @@ fn binaries(question: &Question<'_>) -> Result<Plan, NoWayBack> {
     // Down: agents before servers, so that no agent is ever newer than a server. What is not well goes before what
     // is, and etcd's leader last.
     let sick = |name: &NodeName| {
-        inventory.node(name).is_none_or(|n| !n.ready.is(&true) || matches!(n.apiserver, Fact::Known(false)))
+        inventory.node(name).is_none_or(|n| !n.ready.is(&true) || n.etcd_local().is_some_and(|e| !e.healthy))
     };
     let leader = inventory.servers().find(|n| n.etcd_local().is_some_and(|e| e.leader)).map(|n| &n.name);
     let mut nodes: Vec<&NodeName> = rollout.sent.keys().collect();
@@ -204,7 +204,12 @@ fn restore(question: &Question<'_>, because: &str) -> Result<Plan, NoWayBack> {
             }
             servers
         }
-        BackupMethod::SqliteOnline { server, .. } | BackupMethod::SqliteStopped { server } => vec![server.clone()],
+        BackupMethod::SqliteOnline { server, .. } | BackupMethod::SqliteStopped { server } => {
+            if off.contains(server) {
+                return Err(NoWayBack::RestoredFirst(server.clone()));
+            }
+            vec![server.clone()]
+        }
         BackupMethod::Command { .. } => {
             if cluster.datastore.as_ref().is_none_or(|d| d.restore.is_none()) {
                 return Err(NoWayBack::NoRestoreCommand);

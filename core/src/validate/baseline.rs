@@ -68,9 +68,12 @@ impl Baseline {
                 .iter()
                 .filter_map(|n| {
                     let object = n.object.as_ref()?;
+                    // A cordon of ours is lifted again, whichever of our rollouts set it: it is no state to keep.
+                    let ours = matches!(object.cordon, Cordon::Ours { .. });
+                    let kept = |taint: &&String| !(ours && taint.starts_with("node.kubernetes.io/unschedulable"));
                     let baseline = NodeBaseline {
-                        cordon: object.cordon.clone(),
-                        taints: object.taints.clone(),
+                        cordon: if ours { Cordon::None } else { object.cordon.clone() },
+                        taints: object.taints.iter().filter(kept).cloned().collect(),
                         labels: object.labels.clone(),
                         config_hash: object.config_hash.clone(),
                     };
