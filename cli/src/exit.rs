@@ -69,6 +69,7 @@ fn advice(code: &str) -> &'static str {
         "E-API" => "read what the API said; -vv shows the requests",
         "E-API-DENIED" => "the kubeconfig may be expired: copy /etc/rancher/k3s/k3s.yaml from a server again",
         "E-API-UNREACHABLE" => "look whether the servers run, and whether the kubeconfig names the right address",
+        "E-AT-WORK" => "wait for it (kadence status), then ask again",
         "E-BUSY" => "wait for it, or ask it to stop: kadence pause, kadence abort",
         "E-CONFIG" => "correct kadence.yaml where it says, then kadence config check; kadence init writes a new one",
         "E-CONFIG-EXISTS" => "add the cluster to it by hand, or move it away first",
@@ -209,6 +210,7 @@ impl From<StartError> for Failure {
             StartError::Changed { .. } => Self::new(Exit::Refused, "E-PLAN-STALE", what),
             StartError::NothingToUndo => Self::new(Exit::Refused, "E-NOTHING-TO-UNDO", what),
             StartError::NoWayBack(error) => Self::new(Exit::Refused, "E-NO-WAY-BACK", what).next(error.next()),
+            StartError::AtWork(_) => Self::new(Exit::Refused, "E-AT-WORK", what),
             StartError::NoBackup(_) => Self::new(Exit::Refused, "E-NO-BACKUP", what).next(
                 "give the private key (kadence.yaml: backups.identity), or bring the file back; nothing was stopped",
             ),

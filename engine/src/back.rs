@@ -1,8 +1,6 @@
 //! The way back: what is to be taken back, what that means, and the rollout that does it. Nothing is changed before a
 //! person has seen the plan.
 
-use std::collections::BTreeSet;
-
 use jiff::SignedDuration;
 
 use kadence_core::apply::action::{BackupReceipt, Outcome};
@@ -12,7 +10,7 @@ use kadence_core::apply::way_back::{self, NoWayBack};
 use kadence_core::event::{Consent, Ending, Event};
 use kadence_core::fact::Fact;
 use kadence_core::ident::{ActionId, ClusterUid, NodeName, RolloutId};
-use kadence_core::inventory::{Cordon, Inventory, Node, Role};
+use kadence_core::inventory::{Cordon, Inventory, Node, RecordState, Role};
 use kadence_core::validate::prove::Goal;
 
 use crate::Engine;
@@ -32,6 +30,8 @@ pub enum WayBack {
 
 /// How long a node may need to be seen healthy before a cordon that was left on it is lifted.
 const HEALTHY_WITHIN: SignedDuration = SignedDuration::from_secs(15);
+/// How long an order that is at work on a node is waited for: longer than any but a restore's takes.
+const SETTLED_WITHIN: std::time::Duration = std::time::Duration::from_secs(120);
 
 impl Engine {
     /// What there is to take back, and how. Changes nothing.
@@ -53,7 +53,7 @@ impl Engine {
             Some(unfinished) => unfinished,
             None => self.last_changing(uid).await?.ok_or(StartError::NothingToUndo)?,
         };
-        let inventory = self.look_for_rollback(&last).await;
+        let inventory = self.look_when_settled(&last).await?;
         let plan = way_back::plan(&way_back::Question {
             rollout: &last,
             inventory: &inventory,
@@ -70,7 +70,7 @@ impl Engine {
     }
 
     /// Begins the way back: ends the rollout that is taken back, if it has not ended, and lifts the cordons that it left
-    /// on nodes which this plan does not touch.
+    /// on healthy nodes, so that none is forgotten if the way back is refused or does not come to them.
     ///
     /// # Errors
     /// As [`begin`](Self::begin).
@@ -80,10 +80,8 @@ impl Engine {
             self.end(unfinished, turn).await?;
         }
         if let Purpose::Rollback { of } = &plan.decision.purpose {
-            let steps: BTreeSet<&NodeName> =
-                plan.decision.hops.iter().flat_map(|h| &h.steps).map(|s| &s.node).collect();
             // A node that is not proven healthy keeps its cordon, and status names it.
-            let _ = self.lift_marks(of, &|node| !steps.contains(node)).await;
+            let _ = self.lift_marks(of).await;
         }
         self.begin(plan, consent, turn).await
     }
@@ -121,7 +119,7 @@ impl Engine {
     pub async fn end_untouched(&self, rollout: Rollout, turn: &Turn) -> Result<Vec<NodeName>, StartError> {
         let id = rollout.id.clone();
         self.end(rollout, turn).await?;
-        Ok(self.lift_marks(&id, &|_| true).await?)
+        Ok(self.lift_marks(&id).await?)
     }
 
     /// Ends a rollout so that another can begin: what it changed stays as it is.
@@ -132,20 +130,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Lifts cordons that carry the mark of this rollout's family, of nodes that are `meant` and proven healthy on the
-    /// version they report; returns the nodes whose cordon stays.
+    /// Lifts cordons that carry the mark of this rollout's family, of nodes that are proven healthy on the version
+    /// they report; returns the nodes whose cordon stays.
     ///
     /// # Errors
     /// The API could not be reached.
-    pub async fn lift_marks(
-        &self,
-        rollout: &RolloutId,
-        meant: &(dyn Fn(&NodeName) -> bool + Sync),
-    ) -> Result<Vec<NodeName>, ApiError> {
+    pub async fn lift_marks(&self, rollout: &RolloutId) -> Result<Vec<NodeName>, ApiError> {
         let nodes = self.api.nodes().await?;
         self.learn(&nodes);
         let mut stay = Vec::new();
-        for node in nodes.iter().filter(|n| meant(&n.name)) {
+        for node in &nodes {
             let Cordon::Ours { mark } = &node.object.cordon else { continue };
             let ours = RolloutId::new(mark.rollout.as_str()).family() == rollout.family();
             let healthy = match &node.version {
@@ -208,6 +202,27 @@ impl Engine {
             }
         }
         Ok(None)
+    }
+
+    /// What runs now, once no order of the rollout is at work on a node any more: a killed Kadence's order goes on there.
+    async fn look_when_settled(&self, last: &Rollout) -> Result<Inventory, StartError> {
+        let family = last.id.family();
+        let give_up = tokio::time::Instant::now() + SETTLED_WITHIN;
+        loop {
+            let inventory = self.look_for_rollback(last).await;
+            let at_work = inventory.nodes.iter().find(|n| {
+                n.host.known().is_some_and(|h| {
+                    h.records.iter().any(|r| r.state == RecordState::Running && r.id.starts_with(family))
+                })
+            });
+            match at_work {
+                None => return Ok(inventory),
+                Some(node) if tokio::time::Instant::now() >= give_up => {
+                    return Err(StartError::AtWork(node.name.clone()));
+                }
+                Some(_) => tokio::time::sleep(std::time::Duration::from_secs(1)).await,
+            }
+        }
     }
 
     /// What runs now, for planning a way back. While the API is away the nodes are those of the rollout's plan, with

@@ -63,6 +63,8 @@ pub enum StartError {
     NothingToUndo,
     #[error(transparent)]
     NoWayBack(#[from] NoWayBack),
+    #[error("an order of the rollout is still at work on {0}")]
+    AtWork(NodeName),
     /// A restore would have nothing to restore from.
     #[error("the backup cannot be read ({0})")]
     NoBackup(String),

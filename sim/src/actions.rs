@@ -426,8 +426,11 @@ impl State {
             if !was {
                 self.report(node, order, |r| r.already = true);
             }
-        } else if machine.unit != UnitPhase::Stopping {
-            self.judge_stop(node, order);
+        } else {
+            if machine.unit != UnitPhase::Stopping {
+                self.judge_stop(node, order);
+            }
+            // A stop takes the place of a restart that is under way.
             self.halt_unit(node);
         }
         Flow::Next

@@ -227,7 +227,9 @@ fn a_restore_uses_the_copy_on_the_node_if_it_is_what_it_was_and_else_the_vaults(
                 assert_eq!(play.carry_out(play.plan(&v(36, 4)).await).await.1, Ending::Completed);
                 let used = play
                     .restore(|plan| {
-                        let Purpose::Restore { backup, .. } = &plan.decision.purpose else { unreachable!("no restore") };
+                        let Purpose::Restore { backup, .. } = &plan.decision.purpose else {
+                            unreachable!("no restore")
+                        };
                         spoil(&play.world, &backup.on_node.as_ref().expect("a copy").path);
                     })
                     .await;

@@ -132,7 +132,7 @@ async fn adopt(global: &Global, args: &Resume, engine: &Engine, screen: &Arc<Scr
     let old = RolloutId::new(old);
     let plan = engine.plan(&inventory, &Wish { to, scope: Scope::default() }).await?;
     if plan.decision.hops.is_empty() {
-        let stay = engine.lift_marks(&old, &|_| true).await?;
+        let stay = engine.lift_marks(&old).await?;
         if stay.is_empty() {
             say(format!("{old} had nothing left to do; its cordons are lifted."));
             return Ok(Exit::Done);

@@ -28,6 +28,8 @@ pub fn give_up(plan: &Plan, off: &[NodeName]) -> Vec<Vec<Action>> {
             .collect::<Vec<_>>(),
         );
     }
+    let all = plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| !off.contains(&s.node));
+    groups.push(all.map(|s| Action::Uncordon { node: s.node.clone() }).collect());
     groups.retain(|g| !g.is_empty());
     groups
 }

@@ -491,6 +491,7 @@ pub fn events() -> Vec<Event> {
     let hold = Hold { cause: HoldCause::Paused, what: "paused".to_owned(), next: "kadence resume shop".to_owned() };
     events.push(Event::Held { hold, outage: Some(outage) });
     events.push(Event::Resumed);
+    events.push(Event::DeclaredOff { nodes: vec!["a2".into()] });
     events.push(Event::DeclaredOff { nodes: vec!["s3".into()] });
     let done = Outcome::Done { took: seconds(3), report: Report::Plain };
     events.push(Event::Outcome { id: id(), outcome: Box::new(done), outage: Some(outage) });

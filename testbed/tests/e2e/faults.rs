@@ -30,7 +30,8 @@ fn three_servers_and_an_agent_live_through_kills_pauses_and_a_broken_release() {
     let mut running = person.start(&["apply", "shop", "--yes"]);
     running.until("✔ cordon s", SOON);
     running.kill();
-    person.run(&["apply", "shop", "--to", &v.old]).exits(0).says("has not ended");
+    person.run(&["apply", "shop", "--to", &v.old]).exits(3).says("something else is asked for now");
+    person.run(&["apply", "shop"]).exits(0).says("has not ended");
     cluster.assert_all_on(&v.new);
 
     person.run(&["rollback", "shop", "--yes"]).exits(0);

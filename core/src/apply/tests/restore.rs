@@ -62,6 +62,7 @@ fn what_is_given_up_is_started_again_servers_first() {
             "prove s1 healthy on v1.36.4+k3s1, prove s2 healthy on v1.36.4+k3s1, prove s3 healthy on v1.36.4+k3s1",
             "start K3s on a1, start K3s on a2",
             "prove a1 healthy on v1.36.4+k3s1, prove a2 healthy on v1.36.4+k3s1",
+            "uncordon a1, uncordon a2, uncordon s1, uncordon s2, uncordon s3",
         ]
     );
 }
