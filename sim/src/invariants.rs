@@ -55,6 +55,8 @@ pub(crate) struct Watch {
     ours_down: BTreeMap<NodeName, String>,
     /// Backups that lie off their node: their rollout and the version they were taken on.
     backups: Vec<(Option<String>, Version)>,
+    /// Backups that lie on Kadence's machine and are not in the vault yet.
+    arrived: Vec<(Option<String>, Version)>,
     renames: BTreeMap<ActionId, u32>,
     /// The nodes that proofs are about.
     proofs: BTreeMap<ActionId, NodeName>,
@@ -430,8 +432,14 @@ impl State {
             && let Content::Snapshot(snapshot) = &stored.what
             && snapshot.usable
         {
-            self.watch.backups.push((Some(snapshot.rollout.clone()), snapshot.version.clone()));
+            self.watch.arrived.push((Some(snapshot.rollout.clone()), snapshot.version.clone()));
         }
+    }
+
+    /// What has arrived was put into the vault.
+    pub(crate) fn kept(&mut self) {
+        let arrived = std::mem::take(&mut self.watch.arrived);
+        self.watch.backups.extend(arrived);
     }
 
     /// The user's command has backed up an external datastore.

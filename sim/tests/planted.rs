@@ -373,7 +373,7 @@ impl Store for Bent<dyn Store> {
 }
 
 /// So many stories find any of these.
-const WITHIN: u64 = 600;
+const WITHIN: u64 = 200;
 
 /// Tells stories until one breaks this invariant.
 fn finds(invariant: u8, what: &str, tell: impl Fn(&Case, &Path) -> Vec<kadence_sim::invariants::Violation>) {
