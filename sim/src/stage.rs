@@ -64,7 +64,7 @@ impl Stage {
         };
         Self {
             store: MemoryStore::new(world.clock()),
-            vault: Arc::new(MemoryVault::new(scratch.to_owned())),
+            vault: Arc::new(MemoryVault::of(world.clone(), scratch.to_owned())),
             config: Arc::new(config),
             cluster: ClusterName::new(cluster),
             world,

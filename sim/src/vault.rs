@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
+use crate::World;
 use kadence_core::apply::action::BackupReceipt;
 use kadence_core::apply::backup::SqliteFacts;
 use kadence_core::ident::Digest;
@@ -18,6 +19,8 @@ use crate::sqlite;
 pub struct MemoryVault {
     scratch: PathBuf,
     kept: Mutex<Kept>,
+    /// Who judges whether a backup is off its node.
+    world: Option<World>,
 }
 
 #[derive(Default)]
@@ -33,7 +36,12 @@ struct Kept {
 impl MemoryVault {
     /// Makes scratch folders in this one, which the caller removes in the end.
     pub fn new(scratch: PathBuf) -> Self {
-        Self { scratch, kept: Mutex::default() }
+        Self { scratch, kept: Mutex::default(), world: None }
+    }
+
+    /// One that tells the world what is put into it.
+    pub fn of(world: World, scratch: PathBuf) -> Self {
+        Self { world: Some(world), ..Self::new(scratch) }
     }
 
     /// Lets these calls of `keep` fail because the disk is full: counted from 1, `2..3` fails the second.
@@ -98,6 +106,9 @@ impl Vault for MemoryVault {
             kept.files.insert((backup.to_owned(), name.clone()), bytes);
         }
         kept.pages.insert(backup.to_owned(), page.to_owned());
+        if let Some(world) = &self.world {
+            world.look(|s| s.kept());
+        }
         Ok(digests)
     }
 
