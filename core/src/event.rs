@@ -132,6 +132,14 @@ pub enum HoldCause {
     NeedsConsent,
 }
 
+impl HoldCause {
+    /// Whether it may go by itself: elections, restarts and hosts that are slow to answer do; what somebody changed or
+    /// has to decide does not.
+    pub fn may_settle(self) -> bool {
+        matches!(self, Self::ClusterNotHealthy | Self::Unknown)
+    }
+}
+
 /// How a rollout ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]

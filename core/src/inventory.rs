@@ -270,6 +270,13 @@ pub struct ApiNode {
     pub object: NodeObject,
 }
 
+impl ApiNode {
+    /// By its labels: a server runs the control plane, etcd, or both.
+    pub fn role(&self) -> Role {
+        if self.control_plane || self.etcd_label { Role::Server } else { Role::Agent }
+    }
+}
+
 /// What runs in the cluster for its users.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Workload {

@@ -4,7 +4,7 @@
 use jiff::SignedDuration;
 
 use kadence_core::apply::action::{BackupReceipt, Outcome};
-use kadence_core::apply::plan::{BackupMethod, Plan, Purpose, Step};
+use kadence_core::apply::plan::{Plan, Purpose, Step};
 use kadence_core::apply::rollout::Rollout;
 use kadence_core::apply::way_back::{self, NoWayBack};
 use kadence_core::event::{Consent, Ending, Event};
@@ -14,6 +14,7 @@ use kadence_core::inventory::{Cordon, Inventory, Node, RecordState, Role};
 use kadence_core::validate::prove::Goal;
 
 use crate::Engine;
+use crate::backup::DATASTORE;
 use crate::ports::{ApiError, RemoteFile, Turn};
 use crate::start::StartError;
 
@@ -124,7 +125,7 @@ impl Engine {
 
     /// Ends a rollout so that another can begin: what it changed stays as it is.
     async fn end(&self, mut rollout: Rollout, turn: &Turn) -> Result<(), StartError> {
-        self.record(&mut rollout, Event::TurnTaken { turn: turn.number, holder: turn.holder.clone() }).await?;
+        self.record(&mut rollout, turn.taken()).await?;
         let ending = Ending::Aborted { mixed: rollout.mixed() };
         self.record(&mut rollout, Event::Ended { ending, outage: None }).await?;
         Ok(())
@@ -146,7 +147,7 @@ impl Engine {
                 Fact::Known(version) if ours => {
                     let goal = Goal {
                         node: node.name.clone(),
-                        role: if node.control_plane || node.etcd_label { Role::Server } else { Role::Agent },
+                        role: node.role(),
                         version: version.clone(),
                         settle: SignedDuration::ZERO,
                         within: HEALTHY_WITHIN,
@@ -169,16 +170,12 @@ impl Engine {
     /// The backup is where it should be and whole: in the vault, or else on its node.
     async fn backup_can_be_read(&self, receipt: &BackupReceipt) -> Result<(), StartError> {
         let scratch = self.vault.scratch().map_err(|e| StartError::NoBackup(e.to_string()))?;
-        let file = scratch.join("datastore");
+        let file = scratch.join(DATASTORE);
         let read = async {
-            let Err(vault) = self.vault.fetch(&receipt.backup.name, "datastore", &file).await else { return Ok(()) };
-            let server = match &receipt.backup.method {
-                BackupMethod::EtcdSnapshot { server }
-                | BackupMethod::SqliteOnline { server, .. }
-                | BackupMethod::SqliteStopped { server } => server,
-                BackupMethod::Command { .. } => return Err(vault.to_string()),
+            let Err(vault) = self.vault.fetch(&receipt.backup.name, DATASTORE, &file).await else { return Ok(()) };
+            let (Some(server), Some(copy)) = (receipt.backup.method.server(), &receipt.backup.on_node) else {
+                return Err(vault.to_string());
             };
-            let Some(copy) = &receipt.backup.on_node else { return Err(vault.to_string()) };
             let remote = RemoteFile { path: copy.path.clone(), bytes: receipt.bytes, digest: receipt.backup.digest };
             self.hosts
                 .pull(server, &remote, &file)

@@ -28,7 +28,7 @@ use crate::ports::{HostError, Order, RemoteFile, Task, TaskReport};
 /// Our snapshots of other rollouts on a server.
 const SNAPSHOTS_KEPT: u32 = 3;
 /// The datastore's name in the vault, and in a scratch folder.
-const DATASTORE: &str = "datastore";
+pub(crate) const DATASTORE: &str = "datastore";
 
 impl Engine {
     pub(crate) async fn back_up(
@@ -173,7 +173,7 @@ impl Engine {
             let Verdict::No(no) = precondition::judge(decision, step, &glance, &rollout.in_hand(), &rollout.id) else {
                 return Ok(());
             };
-            if no.cause != HoldCause::ClusterNotHealthy && no.cause != HoldCause::Unknown || Instant::now() >= give_up {
+            if !no.cause.may_settle() || Instant::now() >= give_up {
                 let what = format!("K3s on {} is not stopped for a copy: {}", step.node, no.what);
                 return match no.cause {
                     HoldCause::Unknown => Err(Ended::Unknown(what)),

@@ -40,9 +40,8 @@ impl Engine {
     pub(crate) fn learn(&self, nodes: &[ApiNode]) -> BTreeSet<NodeName> {
         let mut addresses = BTreeMap::new();
         for node in nodes {
-            let role = if node.control_plane || node.etcd_label { Role::Server } else { Role::Agent };
             let address = node.internal_ip.clone().unwrap_or_default();
-            addresses.insert(node.name.clone(), HostAddress { role, address });
+            addresses.insert(node.name.clone(), HostAddress { role: node.role(), address });
         }
         for (name, access) in &self.config.nodes {
             let known = addresses.get(name);
@@ -126,7 +125,7 @@ fn node_glance(node: Option<&ApiNode>, host: Result<HostGlance, String>, apiserv
         })
     });
     NodeGlance {
-        role: node.map_or(Role::Server, |n| if n.control_plane || n.etcd_label { Role::Server } else { Role::Agent }),
+        role: node.map_or(Role::Server, ApiNode::role),
         uid: node.map(|n| n.uid.clone()),
         // Without a Node there is no kubelet whose word counts: the host says what runs.
         version: match node {

@@ -16,13 +16,10 @@ use kadence_core::apply::plan::{DatastoreKind, DeclaredOutage, Purpose};
 use kadence_core::apply::precondition::{self, Verdict};
 use kadence_core::apply::rollout::{At, LOOK_HOLDS, Rollout};
 use kadence_core::config::{Probe, ProbeTest};
-use kadence_core::event::HoldCause;
 use kadence_core::ident::{ActionId, Digest, NodeName};
-use kadence_core::inventory::{Inventory, Mark, Role};
+use kadence_core::inventory::{Mark, Role};
 use kadence_core::validate::after;
 use kadence_core::validate::baseline::{Baseline, regressions};
-use kadence_core::validate::checks;
-use kadence_core::validate::finding::Finding;
 use kadence_core::validate::prove::Goal;
 use kadence_core::version::Version;
 
@@ -208,22 +205,10 @@ impl Engine {
 
     async fn check_hop(&self, rollout: &Rollout, hop: usize) -> Result<Report, Ended> {
         let inventory = self.patiently(|| self.inspect()).await?;
-        let (findings, probes) = tokio::join!(async { self.judge(rollout, &inventory, hop).await }, self.probe_all());
+        let hop = (&rollout.plan.decision, hop);
+        let (findings, probes) = tokio::join!(self.judge(&inventory, Some(hop), Some(&rollout.id)), self.probe_all());
         let baseline = Box::new(Baseline::of(&inventory, probes));
         Ok(Report::Checked { findings: findings?, baseline })
-    }
-
-    async fn judge(&self, rollout: &Rollout, inventory: &Inventory, hop: usize) -> Result<Vec<Finding>, ReleaseError> {
-        let catalog = self.releases.catalog().await?;
-        Ok(checks::run(&checks::Question {
-            inventory,
-            hop: rollout.plan.decision.hops.get(hop),
-            rollout: Some(&rollout.id),
-            catalog: &catalog,
-            cluster: &self.config,
-            knowledge: self.knowledge,
-            now: self.clock.now(),
-        }))
     }
 
     /// Every probe once, at the same time: name to passed.
@@ -289,7 +274,7 @@ impl Engine {
             let ours = rollout.in_hand();
             let passing = before.iter().filter_map(|n| rollout.step(n)).any(|step| {
                 let verdict = precondition::judge(&rollout.plan.decision, step, &glance, &ours, &rollout.id);
-                matches!(verdict, Verdict::No(no) if matches!(no.cause, HoldCause::ClusterNotHealthy | HoldCause::Unknown))
+                matches!(verdict, Verdict::No(no) if no.cause.may_settle())
             });
             // What may settle by itself is looked at again; what somebody changed will not.
             if !(passing || slow) || Instant::now() >= give_up {

@@ -18,7 +18,7 @@ use kadence_core::apply::action::{BackupReceipt, CordonWas};
 use kadence_core::apply::backup::SqliteFacts;
 use kadence_core::apply::plan::{Plan, PlanHash, SqliteTool};
 use kadence_core::config::Probe;
-use kadence_core::event::{Recorded, Request};
+use kadence_core::event::{Event, Recorded, Request};
 use kadence_core::fact::Fact;
 use kadence_core::ident::{ActionId, ClusterUid, Digest, NodeName, RolloutId};
 use kadence_core::inventory::{ApiFacts, ApiNode, Arch, HostFacts, LeaseHolder, Mark, Pod, Role};
@@ -428,6 +428,11 @@ pub struct Turn {
 impl Turn {
     pub fn new(number: u64, guard: Box<dyn std::any::Any + Send + Sync>) -> Self {
         Self { number, holder: uuid::Uuid::now_v7().simple().to_string(), guard }
+    }
+
+    /// What is stored of it.
+    pub fn taken(&self) -> Event {
+        Event::TurnTaken { turn: self.number, holder: self.holder.clone() }
     }
 }
 

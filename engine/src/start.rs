@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
 
-use kadence_core::apply::plan::{Plan, Purpose};
+use kadence_core::apply::plan::{Decision, Plan, Purpose};
 use kadence_core::apply::planner::{self, NoPlan, Scope};
 use kadence_core::apply::precondition;
 use kadence_core::apply::rollout::Rollout;
@@ -128,11 +128,22 @@ impl Engine {
     /// # Errors
     /// The release source could not be read.
     pub async fn check(&self, inventory: &Inventory, plan: Option<&Plan>) -> Result<Vec<Finding>, StartError> {
+        Ok(self.judge(inventory, plan.map(|p| (&p.decision, 0)), None).await?)
+    }
+
+    /// Every check, for a hop of a plan and on behalf of a rollout that is under way, if there are any.
+    pub(crate) async fn judge(
+        &self,
+        inventory: &Inventory,
+        hop: Option<(&Decision, usize)>,
+        rollout: Option<&RolloutId>,
+    ) -> Result<Vec<Finding>, ReleaseError> {
         let catalog = self.releases.catalog().await?;
         Ok(checks::run(&checks::Question {
             inventory,
-            hop: plan.and_then(|p| p.decision.hops.first()),
-            rollout: None,
+            hop: hop.and_then(|(decision, number)| decision.hops.get(number)),
+            goes_back: hop.is_some_and(|(decision, _)| decision.goes_back()),
+            rollout,
             catalog: &catalog,
             cluster: &self.config,
             knowledge: self.knowledge,
@@ -242,7 +253,7 @@ impl Engine {
         self.store.append(&uid, &started).await?;
         let mut rollout = Rollout::start(&started).map_err(|e| StartError::Log { rollout: id, why: e.to_string() })?;
         self.observer.event(&started);
-        self.record(&mut rollout, Event::TurnTaken { turn: turn.number, holder: turn.holder.clone() }).await?;
+        self.record(&mut rollout, turn.taken()).await?;
         self.announce(&rollout, false).await;
         Ok(rollout)
     }
@@ -273,7 +284,7 @@ impl Engine {
     pub async fn take_up(&self, rollout: &mut Rollout, turn: &Turn) -> Result<(), StartError> {
         self.learn_again(rollout).await;
         self.nobody_else_at_work(&rollout.cluster).await?;
-        self.record(rollout, Event::TurnTaken { turn: turn.number, holder: turn.holder.clone() }).await?;
+        self.record(rollout, turn.taken()).await?;
         self.record(rollout, Event::Resumed).await?;
         self.announce(rollout, false).await;
         Ok(())

@@ -341,11 +341,11 @@ fn patched(
     let mut object = old.clone();
     match request.content_type.split(';').next().unwrap_or_default() {
         "application/json-patch+json" => {
-            patch::json_patch(&mut object, &wanted).map_err(|why| Answer::refusal(422, "Invalid", why))?;
+            patch::apply(&mut object, &wanted).map_err(|why| Answer::refusal(422, "Invalid", why))?;
         }
         "application/merge-patch+json" | "application/strategic-merge-patch+json" => {
             preconditions(kind, name, &old, &wanted["metadata"])?;
-            patch::merge(&mut object, &wanted);
+            json_patch::merge(&mut object, &wanted);
         }
         other => {
             let why = format!("a patch of the type `{other}` is not supported here");

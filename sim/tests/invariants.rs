@@ -1,6 +1,7 @@
 //! Each invariant finds the defect that it is there for: here Kadence's part is played by one that does wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use kadence_core::event::Ending;
 use kadence_core::ident::{ActionId, Digest, RolloutId};
 use kadence_core::inventory::{Arch, Mark, Role};
 use kadence_core::version::Version;
-use kadence_engine::ports::{Api, ArtifactKind, Hosts, Order, Releases, Task};
+use kadence_engine::ports::{Api, ArtifactKind, Hosts, Order, Releases, Task, Vault as _};
 use kadence_sim::faults::{HowBroken, Target, What};
+use kadence_sim::vault::MemoryVault;
 use kadence_sim::{Topology, World};
 
 /// A Kadence without a mind.
@@ -22,7 +24,7 @@ struct Wrong {
     rollout: RolloutId,
     number: u32,
     _folder: tempfile::TempDir,
-    pulled: std::path::PathBuf,
+    pulled: PathBuf,
 }
 
 fn version(minor: u64, patch: u64) -> Version {
@@ -72,7 +74,14 @@ impl Wrong {
         self.hosts.act(&node.into(), &order).await.is_ok()
     }
 
+    /// A snapshot that is brought here and put into the vault.
     async fn snapshot(&mut self) {
+        let file = self.pulled_snapshot().await;
+        let vault = MemoryVault::of(self.world.clone(), self.pulled.join("vault"));
+        vault.keep("r1-hop1", &BTreeMap::from([("datastore".to_owned(), file)]), "").await.expect("kept");
+    }
+
+    async fn pulled_snapshot(&mut self) -> PathBuf {
         self.number += 1;
         let order = Order {
             id: ActionId::of(&self.rollout, self.number),
@@ -85,7 +94,9 @@ impl Wrong {
         };
         let report = self.hosts.act(&"s1".into(), &order).await.expect("a snapshot");
         let file = report.files.first().expect("a file");
-        self.hosts.pull(&"s1".into(), file, &self.pulled.join(self.number.to_string())).await.expect("pulled");
+        let here = self.pulled.join(self.number.to_string());
+        self.hosts.pull(&"s1".into(), file, &here).await.expect("pulled");
+        here
     }
 
     async fn swap(&mut self, node: &str, from: &Version, to: &Version) -> bool {
@@ -216,6 +227,14 @@ async fn invariant_3_a_backup_that_cannot_be_read_back() {
     let mut wrong = Wrong::new(3, 0);
     wrong.world.strike(What::SnapshotCorrupt);
     wrong.snapshot().await;
+    wrong.swap("s2", &old(), &new()).await;
+    assert_eq!(wrong.broken(), only(3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn invariant_3_a_backup_that_is_not_in_the_vault() {
+    let mut wrong = Wrong::new(3, 0);
+    wrong.pulled_snapshot().await;
     wrong.swap("s2", &old(), &new()).await;
     assert_eq!(wrong.broken(), only(3));
 }

@@ -140,6 +140,7 @@ pub(crate) async fn validate(global: &Global, cluster: &str) -> Result<Exit, Fai
     let findings = checks::run(&checks::Question {
         inventory: &inventory,
         hop: None,
+        goes_back: false,
         rollout: None,
         catalog: &catalog,
         cluster: &engine.config,

@@ -39,7 +39,7 @@ pub(crate) async fn apply(global: &Global, args: &Apply) -> Result<Exit, Failure
     {
         may_go_on(args, &unfinished)?;
         say(format!("{} of {} has not ended: it goes on first.", unfinished.id, args.cluster));
-        return go_on(global, &engine, unfinished, &screen).await;
+        return go_on(global, &engine, unfinished, &[], &screen).await;
     }
     let inventory = look(&engine, &args.cluster).await?;
     let plan = match &args.plan {
@@ -97,14 +97,22 @@ pub(crate) async fn resume(global: &Global, args: &Resume) -> Result<Exit, Failu
         return Err(Failure::new(Exit::Refused, "E-NOTHING-HELD", format!("no rollout of {} is held", args.cluster))
             .next(format!("kadence status {}", args.cluster)));
     };
-    go_on(global, &engine, unfinished, &screen).await
+    go_on(global, &engine, unfinished, &[], &screen).await
 }
 
-async fn go_on(global: &Global, engine: &Engine, mut rollout: Rollout, screen: &Arc<Screen>) -> Result<Exit, Failure> {
+/// Takes a rollout up again; `off` are hosts that a person declares powered off, in a restore.
+async fn go_on(
+    global: &Global,
+    engine: &Engine,
+    mut rollout: Rollout,
+    off: &[NodeName],
+    screen: &Arc<Screen>,
+) -> Result<Exit, Failure> {
     let seen = engine.turn_of_nodes(&rollout).await;
     let turn = engine.take_turn(&rollout.cluster, seen).await?;
     // Somebody may have carried it on between our look at the log and our turn.
     rollout = engine.rollout(&rollout.id).await?;
+    engine.declare_off(&mut rollout, off).await?;
     screen.catch_up(&engine.store.events(&rollout.id).await?);
     engine.take_up(&mut rollout, &turn).await?;
     let driven = drive(engine, &mut rollout, screen).await?;
@@ -162,12 +170,9 @@ pub(crate) async fn rollback(global: &Global, args: &Rollback) -> Result<Exit, F
     let store = opened.store().await?;
     let uid = opened.known_uid(&store, &args.cluster).await?;
     let (plan, seen) = match engine.way_back(&uid, &args.powered_off).await? {
-        WayBack::GoOn(mut restore) => {
+        WayBack::GoOn(restore) => {
             say(format!("The restore {} has not ended: it goes on.", restore.id));
-            let turn = engine.take_turn(&uid, engine.turn_of_nodes(&restore).await).await?;
-            engine.declare_off(&mut restore, &args.powered_off).await?;
-            drop(turn);
-            return go_on(global, &engine, restore, &screen).await;
+            return go_on(global, &engine, restore, &args.powered_off, &screen).await;
         }
         WayBack::Untouched(rollout) => {
             let id = rollout.id.clone();
@@ -224,7 +229,7 @@ pub(crate) async fn ask(global: &Global, cluster: &str, request: Request) -> Res
     let engine = opened.engine(cluster, screen.clone()).await?;
     let idle = engine.take_turn(&uid, rollout.turn).await.is_ok();
     if idle && (request == Request::Abort || rollout.hold.is_none()) {
-        return go_on(global, &engine, rollout, &screen).await;
+        return go_on(global, &engine, rollout, &[], &screen).await;
     }
     let word = match request {
         Request::Pause => "It stops before the next node",

@@ -5,31 +5,44 @@
 //! on one server, and the others join it one at a time, each a voter before the next.
 
 use crate::apply::action::{Action, Swap};
-use crate::apply::plan::{BackupMethod, Drain, Plan, Purpose, Step};
+use crate::apply::plan::{BackupMethod, Drain, Manner, Plan, Purpose, Step};
 use crate::ident::NodeName;
 use crate::inventory::Role;
+use crate::version::Version;
+
+/// The steps of nodes that are there.
+fn steps<'a>(plan: &'a Plan, off: &[NodeName]) -> Vec<&'a Step> {
+    plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| !off.contains(&s.node)).collect()
+}
+
+fn start(step: &Step) -> Action {
+    Action::Start { node: step.node.clone(), role: step.role }
+}
+
+fn prove(step: &Step, version: &Version, manner: &Manner) -> Action {
+    Action::Prove {
+        node: step.node.clone(),
+        role: step.role,
+        version: version.clone(),
+        settle: manner.settle,
+        within: manner.ready_within,
+    }
+}
+
+fn uncordon(step: &&Step) -> Action {
+    Action::Uncordon { node: step.node.clone() }
+}
 
 /// What starts everything again that a restore has stopped before it replaced anything.
 pub fn give_up(plan: &Plan, off: &[NodeName]) -> Vec<Vec<Action>> {
-    let manner = &plan.decision.manner;
+    let steps = steps(plan, off);
     let mut groups = Vec::new();
     for role in [Role::Server, Role::Agent] {
-        let of =
-            || plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| s.role == role && !off.contains(&s.node));
-        groups.push(of().map(|s| Action::Start { node: s.node.clone(), role }).collect());
-        groups.push(
-            of().map(|s| Action::Prove {
-                node: s.node.clone(),
-                role,
-                version: s.from.clone(),
-                settle: manner.settle,
-                within: manner.ready_within,
-            })
-            .collect::<Vec<_>>(),
-        );
+        let of = || steps.iter().copied().filter(|s| s.role == role);
+        groups.push(of().map(start).collect());
+        groups.push(of().map(|s| prove(s, &s.from, &plan.decision.manner)).collect::<Vec<_>>());
     }
-    let all = plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| !off.contains(&s.node));
-    groups.push(all.map(|s| Action::Uncordon { node: s.node.clone() }).collect());
+    groups.push(steps.iter().map(uncordon).collect());
     groups.retain(|g| !g.is_empty());
     groups
 }
@@ -40,21 +53,12 @@ pub fn give_up(plan: &Plan, off: &[NodeName]) -> Vec<Vec<Action>> {
 /// Nodes in `off` were declared powered off by a person: nothing is asked of them, and they are not brought back.
 pub fn sequence(plan: &Plan, off: &[NodeName]) -> Vec<Vec<Action>> {
     let Purpose::Restore { backup, .. } = &plan.decision.purpose else { return Vec::new() };
-    let steps: Vec<&Step> =
-        plan.decision.hops.iter().flat_map(|h| &h.steps).filter(|s| !off.contains(&s.node)).collect();
+    let steps = steps(plan, off);
     let of = |role: Role| steps.iter().copied().filter(move |s| s.role == role);
     // The plan has the servers in the order in which they come back.
     let first = of(Role::Server).next().map(|s| &s.node);
-    let manner = &plan.decision.manner;
     let stop = |s: &Step| Action::Stop { node: s.node.clone(), role: s.role };
-    let start = |s: &Step| Action::Start { node: s.node.clone(), role: s.role };
-    let prove = |s: &Step| Action::Prove {
-        node: s.node.clone(),
-        role: s.role,
-        version: s.to.clone(),
-        settle: manner.settle,
-        within: manner.ready_within,
-    };
+    let prove = |s: &Step| prove(s, &s.to, &plan.decision.manner);
     let place = |s: &Step| Action::Place {
         node: s.node.clone(),
         swap: Swap {
@@ -99,7 +103,7 @@ pub fn sequence(plan: &Plan, off: &[NodeName]) -> Vec<Vec<Action>> {
     // Their watches are ahead of the data that came back.
     groups.push(vec![Action::RestartControllers]);
     // Marks and cordons in the restored data are those of the time of the snapshot: ours are lifted.
-    groups.push(steps.iter().map(|s| Action::Uncordon { node: s.node.clone() }).collect());
+    groups.push(steps.iter().map(uncordon).collect());
     groups.push(vec![Action::Validate { hop: 0 }]);
     groups.retain(|g| !g.is_empty());
     groups

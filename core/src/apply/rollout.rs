@@ -352,12 +352,10 @@ impl Rollout {
                 if self.asked != Some(Request::Abort) {
                     self.asked = Some(*request);
                 }
-                if *request == Request::Abort && self.phase == Phase::Restoring {
-                    self.give_up_restore();
-                }
                 self.put_off_begun();
                 if *request == Request::Abort {
                     self.forget_unknown_looks();
+                    self.give_up_restore();
                 }
             }
             Event::DeclaredOff { nodes } => {
@@ -683,7 +681,7 @@ impl Rollout {
 
     /// As long as nothing was replaced, a restore can be given up: what was stopped is started again.
     fn give_up_restore(&mut self) {
-        if self.given_up || !self.sent.is_empty() {
+        if self.phase != Phase::Restoring || self.given_up || !self.sent.is_empty() {
             return;
         }
         self.given_up = true;

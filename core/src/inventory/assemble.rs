@@ -74,7 +74,7 @@ fn node(
     api: &ApiFacts,
     contradictions: &mut Vec<String>,
 ) -> Node {
-    let role = if api_node.control_plane || api_node.etcd_label { Role::Server } else { Role::Agent };
+    let role = api_node.role();
     let mut host = hosts.get(&api_node.name).cloned().unwrap_or_else(|| Fact::unknown("it was not asked over SSH"));
     // A name proves nothing: the host must be the machine that the Node speaks of, and of this cluster.
     if let Fact::Known(facts) = &host
@@ -215,7 +215,7 @@ fn datastore(
     hosts: &BTreeMap<NodeName, Fact<HostFacts>>,
     members: Option<Fact<Vec<EtcdMember>>>,
 ) -> Fact<Datastore> {
-    let servers: Vec<_> = nodes.iter().filter(|n| n.control_plane || n.etcd_label).collect();
+    let servers: Vec<_> = nodes.iter().filter(|n| n.role() == Role::Server).collect();
     if let Some(members) = members {
         return Fact::Known(Datastore::EmbeddedEtcd { members });
     }

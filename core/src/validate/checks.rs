@@ -110,6 +110,8 @@ pub struct Question<'a> {
     pub inventory: &'a Inventory,
     /// The hop that is about to be done. `None`: no target is asked for; checks that need one say nothing.
     pub hop: Option<&'a Hop>,
+    /// Whether that hop is a way back. Its plan says so; versions do not, where a node has only its binary taken back.
+    pub goes_back: bool,
     /// The rollout that asks: its own cordons and its own Lease are not somebody else's.
     pub rollout: Option<&'a RolloutId>,
     pub catalog: &'a Catalog,
@@ -242,7 +244,7 @@ impl Check {
         }
         let answers = (self.judge)(question);
         let lacks_hosts = self.needs.contains(&Need::Hosts) && question.scope().any(|n| n.host.known().is_none());
-        let mut findings: Vec<Finding> = answers.into_iter().map(|a| self.finding(a, question.goes_back())).collect();
+        let mut findings: Vec<Finding> = answers.into_iter().map(|a| self.finding(a, question.goes_back)).collect();
         if findings.is_empty() && !lacks_hosts {
             findings.push(self.finding(Answer::pass(self.title), false));
         }
@@ -281,12 +283,7 @@ impl Check {
 impl<'a> Question<'a> {
     /// The hop, if it goes up: an update.
     fn up(&self) -> Option<&'a Hop> {
-        self.hop.filter(|_| !self.goes_back())
-    }
-
-    /// Whether the hop is a way back: its nodes go below what they run.
-    fn goes_back(&self) -> bool {
-        self.hop.is_some_and(|hop| hop.steps.iter().any(|s| s.to < s.from))
+        self.hop.filter(|_| !self.goes_back)
     }
 
     fn step(&self, node: &NodeName) -> Option<&'a Step> {

@@ -358,6 +358,7 @@ pub fn actions() -> Vec<Action> {
             within: seconds(600),
         },
         Action::Uncordon { node: server.clone() },
+        Action::Compare { after: server.clone() },
         Action::Validate { hop: 0 },
         Action::Stop { node: agent.clone(), role: Role::Agent },
         Action::Place { node: server.clone(), swap: swap(true) },
@@ -400,6 +401,7 @@ pub fn reports() -> Vec<Report> {
         Report::Proven { proof: proof(Fact::Known(Some("voter".to_owned()))) },
         Report::Proven { proof: proof(Fact::Known(None)) },
         Report::Proven { proof: proof(Fact::unknown("etcd did not answer")) },
+        Report::Compared { regressions: Vec::new() },
         Report::Validated {
             findings: findings(),
             regressions: vec![Regression {

@@ -32,11 +32,15 @@ pub(crate) trait Backend: Send + Sync + 'static {
     /// Answers whatever is no watch.
     async fn answer(&self, request: Request) -> Answer;
 
-    /// Whether a watch may be opened; the answer if not.
-    async fn admit(&self, request: &Request) -> Result<(), Answer>;
+    /// Whether a watch may be opened; the answer if not. A backend that says nothing else has nothing to watch.
+    async fn admit(&self, _: &Request) -> Result<(), Answer> {
+        Err(Answer::text(404, "nothing to watch"))
+    }
 
     /// Lets see what a watch is made from. False: this server serves no more.
-    fn look(&self, see: &mut dyn FnMut(&Store)) -> bool;
+    fn look(&self, _: &mut dyn FnMut(&Store)) -> bool {
+        false
+    }
 
     /// Changes when the store has.
     fn changes(&self) -> watch::Receiver<u64>;

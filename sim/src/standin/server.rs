@@ -563,14 +563,6 @@ impl Backend for Peers {
         self.0.cluster.peer(&request).await
     }
 
-    async fn admit(&self, _: &Request) -> Result<(), Answer> {
-        Err(Answer::text(404, "nothing to watch"))
-    }
-
-    fn look(&self, _: &mut dyn FnMut(&Store)) -> bool {
-        false
-    }
-
     fn changes(&self) -> watch::Receiver<u64> {
         self.0.cluster.changes()
     }
@@ -589,14 +581,6 @@ impl Backend for EtcdPort {
             "/v3/cluster/member/list" => Answer::json(200, self.0.member_list()),
             _ => Answer::text(404, "404 page not found"),
         }
-    }
-
-    async fn admit(&self, _: &Request) -> Result<(), Answer> {
-        Err(Answer::text(404, "nothing to watch"))
-    }
-
-    fn look(&self, _: &mut dyn FnMut(&Store)) -> bool {
-        false
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

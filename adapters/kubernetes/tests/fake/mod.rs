@@ -82,7 +82,7 @@ impl World {
     pub(crate) fn merge(&self, path: &str, patch: &Value) {
         let mut state = self.state();
         let mut object = state.objects[path].clone();
-        merge(&mut object, patch);
+        json_patch::merge(&mut object, patch);
         state.store(path, object);
         self.version.send_replace(state.version);
     }
@@ -143,25 +143,6 @@ impl State {
                     .is_some_and(|(_, p)| p == plural)
         };
         self.objects.iter().filter(|(key, _)| of_list(key)).map(|(_, object)| object.clone()).collect()
-    }
-}
-
-fn merge(target: &mut Value, patch: &Value) {
-    let Value::Object(fields) = patch else {
-        *target = patch.clone();
-        return;
-    };
-    if !target.is_object() {
-        *target = json!({});
-    }
-    for (key, value) in fields {
-        if value.is_null() {
-            if let Some(object) = target.as_object_mut() {
-                object.remove(key);
-            }
-        } else {
-            merge(&mut target[key.as_str()], value);
-        }
     }
 }
 
@@ -437,7 +418,7 @@ impl World {
             Method::PATCH => {
                 if let Some(meddling) = state.meddle.take() {
                     let mut object = state.objects.get(&seen.path).cloned().unwrap_or_default();
-                    merge(&mut object, &meddling);
+                    json_patch::merge(&mut object, &meddling);
                     state.store(&seen.path, object);
                 }
                 let Some(mut object) = state.objects.get(&seen.path).cloned() else {
@@ -447,7 +428,7 @@ impl World {
                 if wants.is_some_and(|wanted| *wanted != object["metadata"]["resourceVersion"]) {
                     return status(409, "Conflict", "the object has been modified");
                 }
-                merge(&mut object, &seen.body);
+                json_patch::merge(&mut object, &seen.body);
                 state.store(&seen.path, object);
                 self.version.send_replace(state.version);
                 (200, state.objects[&seen.path].clone())

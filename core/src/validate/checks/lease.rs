@@ -17,7 +17,7 @@ pub(super) const CHECK: Check = Check {
 fn judge(question: &Question<'_>) -> Vec<Answer> {
     let held = match &question.inventory.surroundings.lease {
         // On the way back the API itself may be what is to be cured.
-        Fact::Unknown(why) if question.goes_back() => {
+        Fact::Unknown(why) if question.goes_back => {
             return vec![Answer::unsure("cluster", format!("whether another Kadence is at work is not known: {why}"))];
         }
         Fact::Unknown(why) => return vec![Answer::unknown("cluster", "whether another Kadence is at work", why)],

@@ -27,7 +27,7 @@ fn judge(question: &Question<'_>) -> Vec<Answer> {
     };
     // Before each step of a way back the quorum is judged anew; the server that is down may be the one to be cured.
     let block = |about: &str, what: String| {
-        if question.goes_back() { Answer::warn(about, what) } else { Answer::block(about, what) }
+        if question.goes_back { Answer::warn(about, what) } else { Answer::block(about, what) }
     };
     let mut answers = Vec::new();
     let voters: Vec<&EtcdMember> = members.iter().filter(|m| !m.learner).collect();

@@ -14,6 +14,7 @@ use crate::version::Version;
 pub(super) struct Case {
     inventory: Inventory,
     hop: Option<Hop>,
+    goes_back: bool,
     rollout: Option<RolloutId>,
     pub(super) catalog: Catalog,
     pub(super) cluster: Cluster,
@@ -25,6 +26,7 @@ impl Case {
         Self {
             inventory: inventory.clone(),
             hop: None,
+            goes_back: false,
             rollout: None,
             catalog: example::catalog(&[]),
             cluster: example::cluster(),
@@ -84,6 +86,11 @@ impl Case {
         Self { inventory: inventory.clone(), ..self.clone() }
     }
 
+    /// The hop is a way back, whatever its versions say.
+    pub(super) fn back(&self) -> Self {
+        Self { goes_back: true, ..self.clone() }
+    }
+
     /// Asked by this rollout.
     pub(super) fn by(&self, rollout: &str) -> Self {
         Self { rollout: Some(RolloutId::new(rollout)), ..self.clone() }
@@ -97,6 +104,7 @@ impl Case {
         Question {
             inventory: &self.inventory,
             hop: self.hop.as_ref(),
+            goes_back: self.goes_back || self.hop.iter().flat_map(|h| &h.steps).any(|s| s.to < s.from),
             rollout: self.rollout.as_ref(),
             catalog: &self.catalog,
             cluster: &self.cluster,

@@ -30,7 +30,7 @@ fn judge(question: &Question<'_>) -> Vec<Answer> {
     if !answers.is_empty() {
         return answers;
     }
-    if question.goes_back() {
+    if question.goes_back {
         return vec![Answer::pass("the way back goes to what ran before")];
     }
     let (servers, agents) = (of(inventory, Role::Server), of(inventory, Role::Agent));
@@ -153,6 +153,21 @@ mod tests {
         let case = Case::of(&inventory);
         passes(&case.run(), "VERSION-PATH");
         blocks(&case.to("v1.36.4+k3s1").run(), "VERSION-PATH", "is too old for them");
+    }
+
+    #[test]
+    fn a_way_back_is_one_by_its_plan_though_a_node_reports_the_old_version_still() {
+        let planned = ha("v1.35.7+k3s1");
+        let mut inventory = planned.clone();
+        node_mut(&mut inventory, "s2").version = Fact::Known("v1.36.4+k3s1".parse().expect("a version"));
+        // Planned when s2 had the new binary and had not reported yet: its step goes from the old version to the same.
+        let case = Case::of(&inventory).to_hop_of("v1.35.7+k3s2", &planned).change(|hop| {
+            hop.to = "v1.35.7+k3s1".parse().expect("a version");
+            hop.steps.retain(|s| s.node.as_str() == "s2");
+            hop.steps[0].to = hop.steps[0].from.clone();
+        });
+        blocks(&case.run(), "VERSION-PATH", "is below what s2 already runs");
+        passes(&case.back().run(), "VERSION-PATH");
     }
 
     #[test]
