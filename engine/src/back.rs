@@ -33,6 +33,8 @@ pub enum WayBack {
 const HEALTHY_WITHIN: SignedDuration = SignedDuration::from_secs(15);
 /// How long an order that is at work on a node is waited for: longer than any but a restore's takes.
 const SETTLED_WITHIN: std::time::Duration = std::time::Duration::from_secs(120);
+/// How long a node that was restarted may need until its Node says what it runs. One that does not start never does.
+const STARTS_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 
 impl Engine {
     /// What there is to take back, and how. Changes nothing.
@@ -71,7 +73,7 @@ impl Engine {
     }
 
     /// Begins the way back: ends the rollout that is taken back, if it has not ended, and lifts the cordons that it left
-    /// on healthy nodes, so that none is forgotten if the way back is refused or does not come to them.
+    /// on healthy nodes, whose workloads then come back before they are compared. Those of others are lifted in the end.
     ///
     /// # Errors
     /// As [`begin`](Self::begin).
@@ -81,7 +83,6 @@ impl Engine {
             self.end(unfinished, turn).await?;
         }
         if let Purpose::Rollback { of } = &plan.decision.purpose {
-            // A node that is not proven healthy keeps its cordon, and status names it.
             let _ = self.lift_marks(of).await;
         }
         self.begin(plan, consent, turn).await
@@ -132,7 +133,7 @@ impl Engine {
     }
 
     /// Lifts cordons that carry the mark of this rollout's family, of nodes that are proven healthy on the version
-    /// they report; returns the nodes whose cordon stays.
+    /// that runs on them; returns the nodes whose cordon stays.
     ///
     /// # Errors
     /// The API could not be reached.
@@ -143,12 +144,14 @@ impl Engine {
         for node in &nodes {
             let Cordon::Ours { mark } = &node.object.cordon else { continue };
             let ours = RolloutId::new(mark.rollout.as_str()).family() == rollout.family();
-            let healthy = match &node.version {
-                Fact::Known(version) if ours => {
+            // What runs, not what the Node says: its kubelet may have to report yet.
+            let runs = self.hosts.glance(&node.name).await.ok().and_then(|host| host.running.known().cloned());
+            let healthy = match runs {
+                Some(version) if ours => {
                     let goal = Goal {
                         node: node.name.clone(),
                         role: node.role(),
-                        version: version.clone(),
+                        version,
                         settle: SignedDuration::ZERO,
                         within: HEALTHY_WITHIN,
                         etcd: node.etcd_label,
@@ -202,9 +205,10 @@ impl Engine {
     }
 
     /// What runs now, once no order of the rollout is at work on a node any more: a killed Kadence's order goes on there.
+    /// A node that it restarted has a while to say what it runs.
     async fn look_when_settled(&self, last: &Rollout) -> Result<Inventory, StartError> {
         let family = last.id.family();
-        let give_up = tokio::time::Instant::now() + SETTLED_WITHIN;
+        let began = tokio::time::Instant::now();
         loop {
             let inventory = self.look_for_rollback(last).await;
             let at_work = inventory.nodes.iter().find(|n| {
@@ -212,9 +216,14 @@ impl Engine {
                     h.records.iter().any(|r| r.state == RecordState::Running && r.id.starts_with(family))
                 })
             });
+            let starts = last.sent.keys().filter_map(|name| inventory.node(name)).any(|node| {
+                let installed = node.host.known().and_then(|h| h.install.known()).and_then(|i| i.version.known());
+                matches!((installed, node.version.known()), (Some(installed), Some(runs)) if installed != runs)
+            });
             match at_work {
-                None => return Ok(inventory),
-                Some(node) if tokio::time::Instant::now() >= give_up => {
+                None if !starts || began.elapsed() >= STARTS_WITHIN => return Ok(inventory),
+                None => tokio::time::sleep(std::time::Duration::from_secs(1)).await,
+                Some(node) if began.elapsed() >= SETTLED_WITHIN => {
                     return Err(StartError::AtWork(node.name.clone()));
                 }
                 Some(_) => tokio::time::sleep(std::time::Duration::from_secs(1)).await,

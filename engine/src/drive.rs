@@ -79,6 +79,11 @@ impl Engine {
                     if ending == Ending::Completed {
                         self.tidy(rollout).await;
                     }
+                    // What a way back did not come to may still carry the cordon of what it takes back. A node that is not
+                    // proven healthy keeps it, and status names it.
+                    if rollout.plan.decision.goes_back() && ending != Ending::Completed {
+                        let _ = self.lift_marks(&rollout.id).await;
+                    }
                     self.record(rollout, Event::Ended { ending: ending.clone(), outage: measured() }).await?;
                     self.announce(rollout, true).await;
                     return Ok(Driven::Ended(ending));

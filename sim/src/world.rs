@@ -161,6 +161,8 @@ pub(crate) struct Machine {
     pub(crate) joins: Option<String>,
     /// Changes when somebody changes the arguments.
     pub(crate) arguments: u32,
+    /// Those with which K3s was last started.
+    pub(crate) started_with: u32,
     /// When somebody last did; `None`: never.
     pub(crate) arguments_changed: Option<Duration>,
     pub(crate) installed: Binary,
@@ -677,6 +679,7 @@ impl State {
                 tools: sqlite_tools,
                 joins,
                 arguments: 1,
+                started_with: 1,
                 arguments_changed: None,
                 installed: Binary::of(&version, Arch::Amd64),
                 unit: UnitPhase::Running,
@@ -997,6 +1000,7 @@ impl State {
         machine.unit = if machine.role == Role::Server { UnitPhase::Starting } else { UnitPhase::Running };
         machine.pid = pid;
         machine.running = Some((machine.installed.clone(), now));
+        machine.started_with = machine.arguments;
         machine.changes += 1;
         let (life, role, version) = (machine.life, machine.role, machine.installed.version.clone());
         self.note(format!("{node}: k3s {version} starts"));
@@ -1569,13 +1573,17 @@ impl Machine {
         Digest::of(format!("boot {} {}", self.machine_id, self.boots).as_bytes()).short(32)
     }
 
-    /// What stands in the annotation `k3s.io/node-config-hash`.
+    /// What stands in the annotation `k3s.io/node-config-hash`: it is written at the start.
     pub(crate) fn config_hash(&self) -> String {
-        self.arguments_digest().short(52)
+        self.digest_of_arguments(self.started_with).short(52)
     }
 
     pub(crate) fn arguments_digest(&self) -> Digest {
-        Digest::of(format!("arguments {} {:?} {}", self.role, self.joins, self.arguments).as_bytes())
+        self.digest_of_arguments(self.arguments)
+    }
+
+    fn digest_of_arguments(&self, arguments: u32) -> Digest {
+        Digest::of(format!("arguments {} {:?} {arguments}", self.role, self.joins).as_bytes())
     }
 
     pub(crate) fn unit(&self) -> Unit {

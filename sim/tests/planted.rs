@@ -465,7 +465,6 @@ fn invariant_6_everything_is_called_healthy() {
 }
 
 #[test]
-#[ignore = "the defect is not reached by these stories since the checks before each hop see changed files (TODO.md, 1)"]
 fn invariant_7_a_second_look_that_is_none() {
     finds_port(7, Defect::LooksOnce);
 }
